@@ -1,0 +1,61 @@
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <exception>
+
+#include "cli/command.h"
+#include "support/support.h"
+
+namespace {
+
+int fail(const std::string& message, int status) {
+  std::string line = message;
+  for (char& c : line)
+    if (c == '\n') c = ' ';
+  std::fprintf(stderr, "porthole: %s\n", line.c_str());
+  return status;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app{
+      "Porthole: remote access as a property of the app.\n"
+      "  porthole remote ...   coordination service: accounts, keys, devices, relay\n"
+      "  porthole serve ...    media server of a household\n"
+      "  porthole client ...   its client\n"
+      "  porthole node ...     a tailnet node for any purpose",
+      "porthole"};
+  app.set_version_flag("--version", PORTHOLE_VERSION);
+  app.require_subcommand(1);
+  porthole::app::Run run;
+#ifdef PORTHOLE_HAS_NODE
+  porthole::app::add_node_commands(app, run);
+#endif
+#ifdef PORTHOLE_HAS_REMOTE
+  porthole::app::add_remote_commands(app, run);
+#endif
+#ifdef PORTHOLE_HAS_SERVE
+  porthole::app::add_serve_commands(app, run);
+#endif
+#ifdef PORTHOLE_HAS_CLIENT
+  porthole::app::add_client_commands(app, run);
+#endif
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::CallForHelp& e) {
+    return app.exit(e);
+  } catch (const CLI::CallForAllHelp& e) {
+    return app.exit(e);
+  } catch (const CLI::CallForVersion& e) {
+    return app.exit(e);
+  } catch (const CLI::ParseError& e) {
+    return fail(std::string(e.what()) + " (see --help)", 2);
+  }
+  try {
+    return run ? run() : fail("nothing to do (see --help)", 2);
+  } catch (const porthole::app::CommandError& e) {
+    return fail(e.what(), e.status());
+  } catch (const std::exception& e) {
+    return fail(e.what(), 1);
+  }
+}

@@ -1,0 +1,56 @@
+// What every verb needs: one-line errors, JSON event lines, clean signals, files that survive a crash, secrets from
+// files or the terminal.
+#pragma once
+
+#include <atomic>
+#include <boost/json.hpp>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+
+namespace porthole::app {
+
+// Thrown to end a verb with one plain line on stderr and this exit status (1 failure, 2 usage).
+class CommandError : public std::runtime_error {
+ public:
+  explicit CommandError(const std::string& message, int status = 1) : std::runtime_error(message), status_(status) {}
+  int status() const { return status_; }
+
+ private:
+  int status_;
+};
+
+// One JSON object and a newline on stdout, flushed, in one write. Safe from any thread.
+void print_event(const boost::json::object& event);
+
+// SIGINT and SIGTERM: sets the flag and writes to the descriptor. Installed once per process; SIGPIPE is ignored.
+class StopSignal {
+ public:
+  StopSignal();
+  bool stopped() const;
+  // Becomes readable when a signal arrived; never drained.
+  int fd() const;
+  // Waits until stopped or the time passed (-1: no limit); true when stopped.
+  bool wait(int timeout_ms) const;
+};
+
+// The whole file; CommandError with path and reason otherwise.
+std::string read_file(const std::string& path);
+// Writes a temporary file beside it (mode 0600 or as given), fsyncs, renames. The old content survives any failure,
+// disk full included (CommandError then).
+void write_file_atomic(const std::string& path, std::string_view content, unsigned mode = 0600);
+// Creates the directory 0700 if missing; CommandError when it cannot be written.
+void ensure_state_dir(const std::string& path);
+
+// "file:PATH" -> the file's content without trailing newline; anything else as it is.
+std::string secret_argument(const std::string& value);
+// Reads a line from the terminal without echo; CommandError when there is no terminal.
+std::string prompt_secret(const std::string& prompt);
+
+// Bytes from the kernel's CSPRNG.
+void random_bytes(void* out, std::size_t size);
+std::string random_hex(std::size_t bytes);
+// Random UUID (version 4), lower case.
+std::string random_uuid();
+
+}  // namespace porthole::app
