@@ -30,6 +30,15 @@ bj::value without_nulls(const bj::value& v) {
   }
   return v;
 }
+// The recorder replaced repeated DNSConfig.Routes by a note, which is not what was on the wire.
+bj::value without_shortened_routes(const bj::value& event) {
+  bj::value out = event;
+  bj::value* map = out.as_object().if_contains("map");
+  bj::value* dns = map == nullptr ? nullptr : map->as_object().if_contains("DNSConfig");
+  bj::value* routes = dns == nullptr ? nullptr : dns->as_object().if_contains("Routes");
+  if (routes != nullptr && routes->as_object().contains("_shortened")) dns->as_object().erase("Routes");
+  return out;
+}
 // Integers compare by value whatever the parser made of them.
 bool same(const bj::value& a, const bj::value& b, std::string& where) {
   if (a.is_object() && b.is_object()) {
@@ -77,7 +86,8 @@ TEST(JsonCaptures, EveryMessageParsesAndEncodesToTheSameDocument) {
   for (std::string_view file : {"control-session.json", "control-interactive-delete.json", "control-embedded.json"}) {
     const bj::value capture = test::load_capture(file);
     for (const auto& event : capture.at("events").as_array()) {
-      const bj::object& e = event.as_object();
+      const bj::value mended = without_shortened_routes(event);
+      const bj::object& e = mended.as_object();
       SCOPED_TRACE(std::string(file) + " " + bj::serialize(e).substr(0, 160));
       if (const auto* map = e.if_contains("map")) {
         auto parsed = parse_map_response(as_bytes(bj::serialize(*map)));

@@ -165,7 +165,7 @@ TEST_F(RecordStreamTest, ListedRecordsInOrder) {
   Pair p = handshake(131);
   for (const auto& record : vectors().at("records_v131").as_array()) {
     SCOPED_TRACE(boost::json::serialize(record).substr(0, 200));
-    const bool from_client = test::text(record.at("direction")).starts_with("client");
+    const bool from_client = test::text(record.at("direction")).starts_with("c2s");
     NoiseSession& sender = from_client ? p.client : p.server;
     NoiseSession& receiver = from_client ? p.server : p.client;
     ByteVector plain = unhex(record.at("plaintext"));
