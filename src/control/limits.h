@@ -48,8 +48,6 @@ constexpr std::size_t kC2nRunningMax = 8;
 constexpr std::size_t kC2nPayloadSizeMax = 64u << 10;
 // Error texts of servers shown to people.
 constexpr std::size_t kErrorTextSizeMax = 300;
-// Sealed bytes kept ahead of produce(); the HTTP/2 session is asked for more when they are gone.
-constexpr std::size_t kSealedAheadMax = 64u << 10;
 // A clock difference beyond this is worth acting on (section 6.4, ControlTime).
 constexpr Duration kClockSkewMin = std::chrono::minutes(1);
 
