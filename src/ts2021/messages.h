@@ -265,7 +265,7 @@ struct Node {
   const std::vector<Prefix>& routes() const {
     return allowed_ips && !unsigned_peer_api_only ? *allowed_ips : addresses;
   }
-  bool has_capability(std::string_view name) const;
+  bool has_capability(std::string_view capability) const;
   friend bool operator==(const Node&, const Node&) = default;
 };
 
