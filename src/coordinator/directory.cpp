@@ -455,15 +455,22 @@ Status Directory::remove(Clock clock, NodeId id) {
 }
 
 Status Directory::remove_with(Clock clock, const NodeRecord& reference, StoreChange change) {
-  NodeRecord record = reference;  // the argument may die with the member
+  NodeRecord record = reference;  // the argument dies with the member
   change.removed_nodes.push_back(record.id);
   if (auto s = commit(change); !s) return s;
   for (auto& key : change.keys) keys_[key.id] = std::move(key);
+  forget(clock, record);
+  return {};
+}
+
+void Directory::forget(Clock clock, const NodeRecord& record) {
   AccountState& account = accounts_.at(record.account);
   if (members_.at(record.id)->online) --online_;
   account.members.erase(record.id);
   account.labels.erase(record.label);
-  account.device_nodes.erase(record.device_id);
+  if (auto it = account.device_nodes.find(record.device_id);
+      it != account.device_nodes.end() && it->second->record.id == record.id)
+    account.device_nodes.erase(it);
   by_node_key_.erase(record.node_key);
   by_machine_.erase({record.account, record.machine});
   addresses_.release(record.ipv4);
@@ -473,7 +480,6 @@ Status Directory::remove_with(Clock clock, const NodeRecord& reference, StoreCha
     listener_->node_key_retired(record.node_key);
     listener_->node_removed(clock, record);
   }
-  return {};
 }
 
 // ---- what nodes report -----------------------------------------------------------------------------------------------

@@ -154,6 +154,8 @@ class Directory final : public Service {
   const AccountState* find_account(std::string_view name) const;
   Member* find_by_machine(const AccountState& account, const MachinePublic& machine);
   void attach(std::unique_ptr<Member> member);
+  // Takes a node out of memory and tells the listener; the store has forgotten it already.
+  void forget(Clock clock, const NodeRecord& record);
   const AuthKeyRecord* device_key_record(const DeviceRecord& device) const;
 
   Status commit(const StoreChange& change);

@@ -132,9 +132,7 @@ RegisterOutcome Directory::register_with_key(Clock clock, const MachinePublic& m
   auto member = admit(clock, owner, machine, request.node_key, request.hostinfo.value_or(ts2021::Hostinfo()),
                       request.version, key.ephemeral || request.ephemeral, request.expiry);
   if (!member) {
-    if (member.error().code == ErrorCode::kIo || member.error().code == ErrorCode::kLimit) {
-      if (member.error().code == ErrorCode::kIo) return store_failed();
-    }
+    if (member.error().code == ErrorCode::kIo) return store_failed();
     return refuse(member.error().message);
   }
   return accept(accepted(**member));
@@ -250,16 +248,23 @@ Result<Member*> Directory::admit(Clock clock, const Owner& owner, const MachineP
   if (!member || owner.key) record.ephemeral = ephemeral;
   if (owner.key) {
     record.auth_key = owner.key->id;
-    // One node per device: a device id moves here only when no other node holds it (its key is one-off, so none does).
     if (!owner.key->device_id.empty()) record.device_id = owner.key->device_id;
   }
   if (hostinfo.net_info && hostinfo.net_info->preferred_derp > 0) record.home_relay = hostinfo.net_info->preferred_derp;
 
+  // One node per device: a device that lost its machine key and got a new pre-auth key leaves its old node behind.
+  std::optional<NodeRecord> replaced;
+  if (!record.device_id.empty())
+    if (auto it = account.device_nodes.find(record.device_id); it != account.device_nodes.end() && it->second != member)
+      replaced = it->second->record;
+
   change.nodes.push_back(record);
+  if (replaced) change.removed_nodes.push_back(replaced->id);
   if (auto s = commit(change); !s) {
     if (!member) addresses_.release(record.ipv4);
     return s.error();
   }
+  if (replaced) forget(clock, *replaced);
   if (!change.keys.empty()) keys_[change.keys.front().id].used = true;
 
   if (!member) {
