@@ -104,6 +104,12 @@ Status Directory::adopt(StoreSnapshot snapshot) {
     if (!accounts_.contains(node.account)) return orphan("node");
     auto member = std::make_unique<Member>();
     member->record = std::move(node);
+    // A rename is soft state: after a crash another node may have taken what this one was about to give up.
+    const AccountState& account = accounts_.at(member->record.account);
+    if (account.labels.contains(member->record.label)) {
+      member->record.label = unique_label(account, member->record.hostinfo.hostname, {});
+      unsaved_.insert(member->record.id);
+    }
     attach(std::move(member));
   }
   return {};
