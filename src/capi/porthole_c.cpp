@@ -26,6 +26,7 @@ struct porthole_listener {
 namespace {
 
 constexpr std::size_t kKeyFileMax = 4096;
+constexpr int kOk = PORTHOLE_OK;
 
 int to_code(ErrorCode code) {
   switch (code) {
@@ -76,10 +77,10 @@ int give(porthole::Result<std::string> r, char** json_out, porthole_error* out) 
   *json_out = nullptr;
   if (!r) return report(r.error(), out);
   *json_out = ::strdup(r->c_str());
-  return *json_out ? PORTHOLE_OK : report({ErrorCode::kLimit, "out of memory"}, out);
+  return *json_out ? kOk : report({ErrorCode::kLimit, "out of memory"}, out);
 }
 
-int finish(const porthole::Status& s, porthole_error* out) { return s ? PORTHOLE_OK : report(s.error(), out); }
+int finish(const porthole::Status& s, porthole_error* out) { return s ? kOk : report(s.error(), out); }
 
 std::string text(const char* s) { return s ? s : ""; }
 
@@ -124,7 +125,7 @@ porthole_node* porthole_start(const porthole_options* options, porthole_error* e
     auto node = NodeRuntime::start(std::move(o));
     if (!node) return report(node.error(), error);
     out = new porthole_node{std::move(*node)};
-    return PORTHOLE_OK;
+    return kOk;
   });
   return out;
 }
@@ -159,7 +160,7 @@ int porthole_next_event(porthole_node* node, int timeout_ms, char** json_out, po
   return guarded(error, [&, runtime = node->runtime] {
     auto r = runtime->next_event(timeout_ms);
     if (!r) return report(r.error(), error);
-    if (!*r) return PORTHOLE_OK + 0;
+    if (!*r) return kOk;
     return give(porthole::Result<std::string>(std::move(**r)), json_out, error);
   });
 }
@@ -180,7 +181,7 @@ int porthole_loopback_on(porthole_node* node, const char* address, porthole_prox
     copy_text(out->address, sizeof out->address, r->address);
     copy_text(out->username, sizeof out->username, r->username);
     copy_text(out->password, sizeof out->password, r->password);
-    return PORTHOLE_OK + 0;
+    return kOk;
   });
 }
 
@@ -194,7 +195,7 @@ int porthole_dial(porthole_node* node, const char* network, const char* address,
     auto r = runtime->dial(network, address, timeout_ms);
     if (!r) return report(r.error(), error);
     *fd_out = r->release();
-    return PORTHOLE_OK + 0;
+    return kOk;
   });
 }
 
@@ -208,7 +209,7 @@ porthole_listener* porthole_listen(porthole_node* node, uint16_t port, porthole_
     auto r = runtime->listen(port);
     if (!r) return report(r.error(), error);
     out = new porthole_listener{node->runtime, *r};
-    return PORTHOLE_OK + 0;
+    return kOk;
   });
   return out;
 }
@@ -220,7 +221,7 @@ int porthole_accept(porthole_listener* listener, int timeout_ms, int* fd_out, ch
     if (!r) return report(r.error(), error);
     if (peer_out && peer_size > 0) copy_text(peer_out, peer_size, r->peer);
     *fd_out = r->fd.release();
-    return PORTHOLE_OK + 0;
+    return kOk;
   });
 }
 
