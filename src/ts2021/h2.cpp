@@ -134,6 +134,9 @@ class OutputPump {
   bool has_output(nghttp2_session* session) const {
     return pending_at_ < pending_.size() || nghttp2_session_want_write(session) != 0;
   }
+  bool finished(nghttp2_session* session) const {
+    return !has_output(session) && nghttp2_session_want_read(session) == 0;
+  }
 
  private:
   ByteVector pending_;
@@ -304,6 +307,7 @@ void H2Client::go_away() {
 Status H2Client::consume(Bytes bytes) { return feed(impl_->session.get(), bytes, "control server"); }
 std::size_t H2Client::produce(MutBytes out) { return impl_->pump.produce(impl_->session.get(), out); }
 bool H2Client::has_output() const { return impl_->pump.has_output(impl_->session.get()); }
+bool H2Client::finished() const { return impl_->pump.finished(impl_->session.get()); }
 
 std::optional<H2ClientEvent> H2Client::poll_event() {
   if (impl_->events.empty()) return std::nullopt;
@@ -505,6 +509,7 @@ Status H2Server::consume(Bytes bytes) {
 }
 std::size_t H2Server::produce(MutBytes out) { return impl_->pump.produce(impl_->session.get(), out); }
 bool H2Server::has_output() const { return impl_->pump.has_output(impl_->session.get()); }
+bool H2Server::finished() const { return impl_->pump.finished(impl_->session.get()); }
 
 std::optional<H2ServerEvent> H2Server::poll_event() {
   if (impl_->events.empty()) return std::nullopt;
