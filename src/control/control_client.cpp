@@ -441,6 +441,8 @@ struct ControlClient::Impl {
     if (!map_call && timers[kMapRetry] == Instant::max()) {
       if (state == ControlState::kNeedsLogin) set_state(ControlState::kConnecting);
       start_map(clock);
+    } else if (lite_dirty) {
+      schedule_lite(clock);
     }
   }
 
@@ -452,7 +454,9 @@ struct ControlClient::Impl {
 
   void ask_for_login(Clock clock, const RegisterCall& call, const std::string& auth_url) {
     stop_map();
-    const bool had_identity = node_gone || (!fresh_key && !registered_key.is_zero());
+    const bool had_identity = node_gone || expect_registered;
+    registered = false;
+    expect_registered = false;
     if (netmap.has_map()) forget_netmap();
     if (auth_url != followup_url) {
       followup_url = auth_url;
@@ -562,10 +566,9 @@ struct ControlClient::Impl {
     map_call->stream = *stream;
     map_call->started = clock.now;
     netmap.begin_stream();
-    arm(kMapWatchdog, clock.now + kMapWatchdog_);
+    arm(kMapWatchdog, clock.now + kMapSilenceMax);
     send_lite(clock);
   }
-  static constexpr Duration kMapWatchdog_ = ::porthole::control::kMapWatchdog;
 
   void stop_map() {
     disarm(kMapRetry);
@@ -583,7 +586,7 @@ struct ControlClient::Impl {
     if (map_call->reader.buffered() > ts2021::kMapFrameSizeMax + (1u << 20)) {
       return abandon_map(clock, {ErrorCode::kLimit, "it sends map messages faster than it lets us read them"});
     }
-    arm(kMapWatchdog, clock.now + kMapWatchdog_);
+    arm(kMapWatchdog, clock.now + kMapSilenceMax);
     read_map_messages(clock);
   }
 
@@ -623,7 +626,7 @@ struct ControlClient::Impl {
       const double seconds = std::min(message.debug->sleep_seconds, std::chrono::duration<double>(kSleepMax).count());
       const Instant until = clock.now + std::chrono::duration_cast<Duration>(std::chrono::duration<double>(seconds));
       arm(kMapResume, until);
-      arm(kMapWatchdog, until + kMapWatchdog_);
+      arm(kMapWatchdog, until + kMapSilenceMax);
     }
 
     auto change = netmap.apply(std::move(message), clock.wall);
@@ -661,6 +664,7 @@ struct ControlClient::Impl {
     if (!netmap.has_map() || wants_logout) return;
     if (netmap.self()->key != node_key.public_key()) return;  // still about the key that was replaced
     if (netmap.self()->expired) return rotate_key(clock);
+    if (!map_call || !map_call->got_map) return;
     auth_backoff.reset();
     set_state(netmap.self()->machine_authorized ? ControlState::kRunning : ControlState::kNeedsApproval);
   }
@@ -824,7 +828,7 @@ struct ControlClient::Impl {
     else if (lite_call && lite_call->stream == response.stream) lite_call->take(response);
     else if (map_call && map_call->stream == response.stream) {
       map_call->take(response);
-      arm(kMapWatchdog, clock.now + kMapWatchdog_);
+      arm(kMapWatchdog, clock.now + kMapSilenceMax);
     }
   }
 

@@ -570,7 +570,7 @@ void Engine::rebuild_names() {
   };
   if (map.self()) add(*map.self());
   for (const auto& [id, node] : map.peers()) add(node);
-  names_.set(std::move(hosts), map.magic_dns_suffix());
+  names_ = proxy::NameTable(hosts, map.magic_dns_suffix());
 }
 
 void Engine::update_relay_map() {
