@@ -16,6 +16,7 @@
 #include <boost/json.hpp>
 #include <filesystem>
 #include <map>
+#include <set>
 #include <thread>
 
 #include "control/control_client.h"
@@ -190,6 +191,21 @@ TEST_F(ServiceTest, EnrolmentOverHttp) {
   EXPECT_EQ(http("GET", "/api/v1/accounts", admin_).status, 200);
 }
 
+TEST_F(ServiceTest, AThousandCallsAtOnceGetOneKey) {
+  start();
+  ASSERT_EQ(http("POST", "/api/v1/accounts", admin_, "{\"name\":\"smith\"}").status, 201);
+  std::vector<std::thread> threads;
+  std::vector<std::string> keys(1000);
+  for (std::size_t t = 0; t < 25; ++t)
+    threads.emplace_back([&, t] {
+      for (std::size_t i = 0; i < 40; ++i)
+        keys[t * 40 + i] = http("POST", "/api/v1/accounts/smith/devices/tv/key", admin_).object().at("key").as_string();
+    });
+  for (auto& t : threads) t.join();
+  EXPECT_EQ(std::set<std::string>(keys.begin(), keys.end()).size(), 1u);
+  EXPECT_EQ(http("GET", "/api/v1/accounts/smith/devices", admin_).object().at("devices").as_array().size(), 1u);
+}
+
 TEST_F(ServiceTest, ControlSocketAndDoors) {
   start();
   std::string socket = options_.state_dir + "/control.sock";
@@ -198,12 +214,13 @@ TEST_F(ServiceTest, ControlSocketAndDoors) {
   EXPECT_EQ(info.st_mode & 0777, 0600u);
   ASSERT_EQ(::stat(service_->admin_token_file().c_str(), &info), 0);
   EXPECT_EQ(info.st_mode & 0777, 0600u);
-  auto made = ask_control_socket(socket, {{"command", "account_create"}, {"account", "smith"}});
+  auto ask = [&](const json::object& command) { return ask_control_socket(socket, command).value(); };
+  auto made = ask({{"command", "account_create"}, {"account", "smith"}});
   EXPECT_TRUE(made.at("ok").as_bool());
-  auto again = ask_control_socket(socket, {{"command", "account_create"}, {"account", "smith"}});
+  auto again = ask({{"command", "account_create"}, {"account", "smith"}});
   EXPECT_FALSE(again.at("ok").as_bool());
   EXPECT_NE(again.at("error").as_string().find("already exists"), json::string::npos);
-  EXPECT_FALSE(ask_control_socket(socket, {{"command", "nonsense"}}).at("ok").as_bool());
+  EXPECT_FALSE(ask({{"command", "nonsense"}}).at("ok").as_bool());
 
   // A second service is refused, by the directory or by the port.
   try {
@@ -233,6 +250,7 @@ TEST_F(ServiceTest, ControlSocketAndDoors) {
   std::string key = http("GET", "/key?v=131").body, admin = admin_;
   stop();
   EXPECT_FALSE(std::filesystem::exists(socket));
+  EXPECT_FALSE(ask_control_socket(socket, {{"command", "health"}}));
   start();
   EXPECT_EQ(http("GET", "/key?v=131").body, key);
   EXPECT_EQ(admin_, admin);
@@ -367,7 +385,7 @@ TEST_F(ServiceTest, ControlClientsJoinSeeEachOtherAndAreRevoked) {
   EXPECT_NE(page.body.find("gamma"), std::string::npos);
   std::string id = c.login_url.substr(c.login_url.rfind('/') + 1);
   EXPECT_NE(page.body.find("porthole remote register approve " + id), std::string::npos);
-  auto approved = ask_control_socket(options_.state_dir + "/control.sock", {{"command", "approve"}, {"account", "smith"}, {"id", id}});
+  auto approved = ask_control_socket(options_.state_dir + "/control.sock", {{"command", "approve"}, {"account", "smith"}, {"id", id}}).value();
   EXPECT_TRUE(approved.at("ok").as_bool()) << json::serialize(approved);
   EXPECT_TRUE(c.run([&] { return c.client().state() == control::ControlState::kRunning && c.client().netmap().peers().size() == 1; }));
 }
