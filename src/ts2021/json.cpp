@@ -37,6 +37,7 @@ void fields(V& v, M& m) {
   v("InsecureForTests", m.insecure_for_tests);
   v("STUNTestIP", m.stun_test_ip);
   v("CanPort80", m.can_port80);
+  v("PortholePlainHTTP", m.plain_http);
 }
 
 template <typename V, Is<RelayRegion> M>

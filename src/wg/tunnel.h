@@ -6,7 +6,7 @@
 // the path layer: the engine says "send this to peer P" and reports where authentic messages came from.
 //
 // Threading: one thread at a time. Times must not go backwards. Callbacks run synchronously inside the call that caused
-// them; what they may call back is said at each. Everything else on Tunnel is off limits inside a callback.
+// them; what they may call back is said at each; const members are always allowed. Everything else is off limits inside a callback.
 #pragma once
 
 #include <array>
@@ -106,7 +106,7 @@ class Host {
   // A cookie reply (64 bytes, in answer to 92 or 148): to exactly where the message came from. Must not call back.
   virtual void reply(const Source& to, Bytes datagram) = 0;
   // Decrypted inner IP packets in arrival order, trimmed to the IP length, inner source checked. The bytes lie in the
-  // buffer handed to handle_datagrams / handle_relayed. May call begin, commit, flush, send, and all const members.
+  // buffer handed to handle_datagrams / handle_relayed. May call begin, commit, flush and send.
   virtual void deliver(PeerId peer, std::span<const MutBytes> packets) = 0;
   // An authentic message of this peer arrived from `source`; at most once per batch and source, before its packets are
   // delivered and before a response is transmitted. Says nothing about the path being better. Must not call back.
@@ -114,7 +114,7 @@ class Host {
   // State changes; kEstablished also for every new key pair, before staged packets leave, so that what is sent from
   // inside this call goes first. kNone comes when all keys were wiped (kIdleWipeTime without a new session, reset, key
   // change), also for a peer that never had a session: the moment to remove on-demand peers (afterwards, not inside).
-  // May call begin, commit, flush, send, and all const members.
+  // May call begin, commit, flush and send.
   virtual void session(PeerId peer, SessionState state) = 0;
 };
 
