@@ -35,7 +35,8 @@ inline void append(ByteVector& out, Bytes more) { out.insert(out.end(), more.beg
 
 template <typename T>
 constexpr T byteswap_int(T v) {
-  if constexpr (sizeof(T) == 2) return static_cast<T>(__builtin_bswap16(v));
+  if constexpr (sizeof(T) == 1) return v;
+  else if constexpr (sizeof(T) == 2) return static_cast<T>(__builtin_bswap16(v));
   else if constexpr (sizeof(T) == 4) return static_cast<T>(__builtin_bswap32(v));
   else return static_cast<T>(__builtin_bswap64(v));
 }

@@ -28,7 +28,7 @@ struct GeneveHeader {
   bool control = false;
   friend constexpr bool operator==(const GeneveHeader&, const GeneveHeader&) = default;
 };
-// Version 0, no options, reserved bits and byte zero; nullopt otherwise. Any protocol.
+// Version 0, reserved bits and byte zero; nullopt otherwise. Any protocol. Options are not looked at: nobody sends them.
 std::optional<GeneveHeader> parse_geneve(Bytes datagram);
 std::array<std::uint8_t, kGeneveHeaderSize> encode_geneve(const GeneveHeader& header);
 
