@@ -127,7 +127,8 @@ bool TcpConnection::send_acks(Instant now, PacketSink& sink, bool wait_for_data)
       if (!emit(now, sink, snd_nxt_, 0, kAck, &ooo_->pending[sent])) break;
     bool all = sent == ooo_->pending.size();
     // The last of them tells the present state; another one would only repeat it.
-    bool current = sent > 0 && ooo_->pending[sent - 1].acknowledgment == wire_sequence(rcv_nxt_) && !duplicate_;
+    bool current = sent > 0 && ooo_->pending[sent - 1].acknowledgment == wire_sequence(rcv_nxt_) && !duplicate_ &&
+                   !ooo_->newer_than_pending;
     ooo_->pending.erase(ooo_->pending.begin(), ooo_->pending.begin() + static_cast<std::ptrdiff_t>(sent));
     if (!all) return false;
     ack_pending_ = false;
@@ -318,6 +319,10 @@ TcpConnection::Turn TcpConnection::send(Instant now, PacketSink& sink) {
     probe_due_ = false;
   }
   if (peer_.blocked) return Turn::kDone;
+  if (black_hole_until_ != Instant() && now >= black_hole_until_) {
+    black_hole_until_ = Instant();
+    update_segment_size();
+  }
   bool sent_any = false;
   if (tail_probe_due_) {
     bool fin = false;
@@ -336,6 +341,7 @@ TcpConnection::Turn TcpConnection::send(Instant now, PacketSink& sink) {
         sent_any = true;
       }
       if (sent_any) {
+        tail_probe_time_ = now;
         ++tail_probes_;
         ++host_.counters.tcp_tail_probes;
       }
