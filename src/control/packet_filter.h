@@ -93,7 +93,8 @@ class CompiledFilter {
   static bool contains(const std::vector<Range>& ranges, const std::array<std::uint8_t, 16>& address);
   template <typename DestinationTest>
   bool any_rule(const IpAddress& source, std::optional<std::uint8_t> protocol, DestinationTest test) const;
-  static void parse_range(std::string_view text, std::vector<Range>& out, bool& ok);
+  static void add_range(const IpAddress& first, const IpAddress& last, std::vector<Range>& out);
+  static bool parse_range(std::string_view text, std::vector<Range>& out);
 
   std::vector<Rule> rules_;
   std::size_t skipped_ = 0;
@@ -122,15 +123,25 @@ class PacketFilter {
   std::uint64_t dropped(FilterDrop reason) const { return drops_[static_cast<std::size_t>(reason)]; }
 
  private:
-  struct Flow;
   class FlowTable;
+  struct Header;
+  // The last question that needed rules, and its answer.
+  struct LastQuestion {
+    std::uint8_t protocol = 0;
+    std::uint16_t port = 0;
+    IpAddress source, destination;  // invalid: nothing asked yet
+    bool allowed = false;
+  };
+  static std::optional<FilterDrop> parse(Bytes ip_packet, Header& out);
   Verdict decide(Bytes ip_packet, bool blocked);
+  Verdict by_rules(const Header& header, bool blocked);
   bool is_local(const IpAddress& address) const;
 
   CompiledFilter filter_;
   std::vector<Prefix> local_;
   bool shields_up_ = false;
   std::unique_ptr<FlowTable> flows_;
+  LastQuestion last_;
   std::uint64_t accepted_ = 0;
   std::array<std::uint64_t, static_cast<std::size_t>(FilterDrop::kCount)> drops_{};
 };

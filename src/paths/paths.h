@@ -11,7 +11,7 @@
 // The rule everything follows: only a pong that matches one of our own pings makes or keeps a path. Received data never
 // does, since a path can be open one way only. Nothing is probed for a peer that no traffic goes to.
 //
-// Use by one thread at a time. route(), peer_at(), note_authenticated() and handle_udp() of WireGuard datagrams neither
+// Use by one thread at a time; the sink must not call back into the object. route(), peer_at(), note_authenticated() and handle_udp() of WireGuard datagrams neither
 // allocate nor log in the steady state. A node without relays, or with UDP blocked, works with what is left.
 #pragma once
 
@@ -56,6 +56,7 @@ struct RelayNode {
   int stun_port = 0;         // 0: 3478; negative or above 65535: no STUN
   bool stun_only = false;    // not a relay, but answers STUN
   std::string stun_test_ip;  // tests: STUN goes to this address instead, in its own family only
+  friend bool operator==(const RelayNode&, const RelayNode&) = default;
 };
 
 struct RelayRegion {
@@ -65,6 +66,7 @@ struct RelayRegion {
   double score = 1.0;        // latency multiplier for the home choice; values <= 0 count as 1
   bool avoid = false;        // not probed in short netchecks unless it is home
   bool no_measure_no_home = false;
+  friend bool operator==(const RelayRegion&, const RelayRegion&) = default;
 };
 
 struct RelayMap {
@@ -77,12 +79,14 @@ struct InterfaceAddress {
   int prefix_bits = 0;
   bool up = true;
   bool loopback = false;     // the interface is the loopback one
+  friend bool operator==(const InterfaceAddress&, const InterfaceAddress&) = default;
 };
 
 struct Mode {
   bool relay_only = false;   // never send UDP to peers, never answer their UDP pings, announce no endpoint; STUN goes on
   bool udp_enabled = true;   // false: no UDP at all, not even STUN
   bool fixed_port = false;   // the local port was configured: behind a hard NAT also announce "public IP + local port"
+  friend bool operator==(const Mode&, const Mode&) = default;
 };
 
 // The numbers are those of the control protocol's EndpointTypes.
@@ -241,7 +245,7 @@ class Paths {
   void set_extra_endpoints(Instant now, std::span<const TypedEndpoint> endpoints);
   void set_mode(Instant now, const Mode& mode);
 
-  // Control connection up or down: the home region never changes while it is down (peers could not learn of it).
+  // Control connection up or down (up until told otherwise): the home region never changes while it is down (peers could not learn of it).
   void note_control_connected(Instant now, bool connected);
   // A relay connection is open (handshake done) or gone.
   void note_relay_connected(Instant now, int region, bool connected);

@@ -11,7 +11,6 @@
 namespace porthole::runtime {
 namespace {
 constexpr std::uint64_t kWakeToken = ~0ull;
-constexpr int kEventsPerTurn = 128;
 
 std::uint32_t epoll_bits(bool want_read, bool want_write) {
   // RDHUP is not asked for: half-close is seen by reading, and level-triggered RDHUP would spin while the other
@@ -97,8 +96,7 @@ void EventLoop::close() {
   dropped.swap(posted_);
 }
 
-void EventLoop::run_once(Instant now, Instant until) {
-  epoll_event events[kEventsPerTurn];
+void EventLoop::wait(Instant now, Instant until) {
   timespec wait{};
   timespec* limit = nullptr;
   if (until != Instant::max()) {
@@ -107,22 +105,26 @@ void EventLoop::run_once(Instant now, Instant until) {
     wait.tv_nsec = ns % 1'000'000'000;
     limit = &wait;
   }
-  int n = ::epoll_pwait2(epoll_.get(), events, kEventsPerTurn, limit, nullptr);
-  if (n < 0 && errno == ENOSYS) {  // kernels before 5.11: millisecond grain
+  ready_count_ = ::epoll_pwait2(epoll_.get(), ready_, kEventsPerTurn, limit, nullptr);
+  if (ready_count_ < 0 && errno == ENOSYS) {  // kernels before 5.11: millisecond grain
     int ms = limit ? static_cast<int>((until <= now ? 0 : (until - now).count() + 999'999) / 1'000'000) : -1;
-    n = ::epoll_wait(epoll_.get(), events, kEventsPerTurn, ms);
+    ready_count_ = ::epoll_wait(epoll_.get(), ready_, kEventsPerTurn, ms);
   }
+}
+
+void EventLoop::dispatch() {
   bool woken = false;
-  for (int i = 0; i < n; ++i) {
-    if (events[i].data.u64 == kWakeToken) {
+  for (int i = 0; i < ready_count_; ++i) {
+    if (ready_[i].data.u64 == kWakeToken) {
       woken = true;
       continue;
     }
-    Slot* slot = find(events[i].data.u64);
+    Slot* slot = find(ready_[i].data.u64);
     if (!slot) continue;  // removed by an earlier handler of this turn
-    std::uint32_t e = events[i].events;
+    std::uint32_t e = ready_[i].events;
     slot->handler->on_ready(e & (EPOLLIN | EPOLLHUP | EPOLLERR), e & (EPOLLOUT | EPOLLERR), e & (EPOLLHUP | EPOLLERR));
   }
+  ready_count_ = 0;
   if (!woken) return;
   std::uint64_t count;
   [[maybe_unused]] ssize_t r = ::read(wake_.get(), &count, sizeof count);

@@ -1,6 +1,8 @@
 // A small readiness loop: descriptors, one deadline, and work posted from other threads. One thread runs it.
 #pragma once
 
+#include <sys/epoll.h>
+
 #include <cstdint>
 #include <functional>
 #include <mutex>
@@ -33,8 +35,10 @@ class EventLoop {
   bool post(std::function<void()> work);
   void close();
 
-  // Waits until something is ready or `until` passed, dispatches everything that is ready, then runs posted work.
-  void run_once(Instant now, Instant until);
+  // Waits until something is ready or `until` passed.
+  void wait(Instant now, Instant until);
+  // Calls the handlers of what wait() found, then runs posted work. The caller reads the clock in between.
+  void dispatch();
 
  private:
   struct Slot {
@@ -45,7 +49,10 @@ class EventLoop {
   };
   Slot* find(Token token);
 
+  static constexpr int kEventsPerTurn = 128;
   UniqueFd epoll_, wake_;
+  epoll_event ready_[kEventsPerTurn];
+  int ready_count_ = 0;
   std::vector<Slot> slots_;
   std::vector<std::uint32_t> free_;
   std::mutex mutex_;

@@ -21,8 +21,8 @@ namespace {
 constexpr std::size_t kReadSlots = 4;
 constexpr std::size_t kSlotBytes = 65536;
 constexpr std::size_t kSegmentsMax = 64;   // what every kernel with UDP_SEGMENT accepts
-// Reads of one wake-up before other descriptors get their turn: 16 x 4 x 64 KiB at most.
-constexpr int kReadsPerTurn = 16;
+// Reads of one wake-up before acknowledgements leave and other descriptors get their turn: 2 x 4 x 64 KiB at most.
+constexpr int kReadsPerTurn = 2;
 }  // namespace
 
 struct UdpSocket::ReceiveBuffers {

@@ -80,6 +80,8 @@ class H2Client {
   Status consume(Bytes bytes);
   std::size_t produce(MutBytes out);
   bool has_output() const;
+  // Nothing more will be sent or understood (GOAWAY, a fatal error of either side): drop the connection.
+  bool finished() const;
   std::optional<H2ClientEvent> poll_event();
 
  private:
@@ -128,6 +130,8 @@ class H2Server {
   Status consume(Bytes bytes);
   std::size_t produce(MutBytes out);
   bool has_output() const;
+  // Nothing more will be sent or understood: drop the connection.
+  bool finished() const;
   std::optional<H2ServerEvent> poll_event();
 
  private:

@@ -39,6 +39,7 @@ struct RelayNode {
   bool insecure_for_tests = false;
   std::string stun_test_ip;
   bool can_port80 = false;
+  bool plain_http = false;  // Porthole's own: the relay speaks DERP without TLS on derp_port; others skip the key
 
   friend bool operator==(const RelayNode&, const RelayNode&) = default;
 };
@@ -265,7 +266,7 @@ struct Node {
   const std::vector<Prefix>& routes() const {
     return allowed_ips && !unsigned_peer_api_only ? *allowed_ips : addresses;
   }
-  bool has_capability(std::string_view name) const;
+  bool has_capability(std::string_view capability) const;
   friend bool operator==(const Node&, const Node&) = default;
 };
 

@@ -1,0 +1,44 @@
+// The coordinator's records in one SQLite file (WAL), for the embedded coordinator.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "coordinator/store.h"
+
+struct sqlite3;
+struct sqlite3_stmt;
+
+namespace porthole::remote {
+
+// The schema this program writes. A file of an older one is brought up to date, a newer one is refused untouched.
+constexpr int kSchemaVersion = 1;
+
+class SqliteStore final : public coordinator::Store {
+ public:
+  // Opens or creates `path` (mode 0600). Error: not writable, not a database, damaged, or written by a newer version.
+  static Result<std::unique_ptr<SqliteStore>> open(const std::string& path);
+  ~SqliteStore() override;
+
+  Result<coordinator::StoreSnapshot> load() override;
+  Status commit(const coordinator::StoreChange& change) override;
+
+  // Tests: the file may not grow beyond this (a disk that is full).
+  void limit_pages(int pages);
+
+ private:
+  class Statement;
+  struct Statements;
+  explicit SqliteStore(std::string path);
+  Status prepare();
+  Error failed(const std::string& what) const;
+  Status run(const std::string& sql);
+  Status write(const coordinator::StoreChange& change);
+
+  std::string path_;
+  sqlite3* db_ = nullptr;
+  std::unique_ptr<Statements> statements_;
+  bool synchronous_full_ = false;
+};
+
+}  // namespace porthole::remote

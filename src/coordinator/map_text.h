@@ -1,0 +1,44 @@
+// Map messages as JSON text. Peers of one account see the same bytes of a node, so each node is encoded once per change
+// and messages are put together from those pieces.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "coordinator/directory.h"
+#include "ts2021/messages.h"
+
+namespace porthole::coordinator {
+
+class MapText {
+ public:
+  explicit MapText(Directory& directory) : directory_(directory) {}
+
+  // The first message of a stream: the viewer, its peers by id, relay map, DNS, packet filter, profile.
+  std::string full(Clock clock, Member& viewer, const ts2021::RelayMap& relays);
+
+  // What has changed in one account since its last message.
+  struct Delta {
+    std::vector<Member*> changed;               // whole nodes
+    std::vector<ts2021::PeerChange> patches;
+    std::vector<NodeId> removed;
+    bool empty() const { return changed.empty() && patches.empty() && removed.empty(); }
+  };
+  // `self`: also tell the viewer about itself (may be null).
+  std::string delta(Clock clock, const Delta& delta, Member* self);
+  static std::string relay_map(Clock clock, const ts2021::RelayMap& relays);
+  static std::string keep_alive();
+
+  // The node as peers see it, from the cache.
+  const std::string& peer(Clock clock, Member& member);
+
+ private:
+  ts2021::Node node(Clock clock, const Member& member) const;
+
+  Directory& directory_;
+};
+
+// The endpoints and flags of `member` that `changes` names, as a patch.
+ts2021::PeerChange patch_of(const Member& member, NodeChanges changes);
+
+}  // namespace porthole::coordinator

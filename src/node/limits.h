@@ -1,0 +1,30 @@
+// Our own bounds and periods of the node, each with its reason.
+#pragma once
+
+#include <cstddef>
+
+#include "base/stream.h"
+#include "base/time.h"
+
+namespace porthole::node {
+
+// Stream ids: the control client's from 1, the relays' from here; neither can reach the other in a lifetime.
+constexpr StreamId kRelayStreamFirst = StreamId{1} << 40;
+
+// A first initiation can be lost to a path that is just opening or to a peer that has not heard of us yet. Waiting
+// WireGuard's 5 s for the second would be the whole start-up budget several times over; a peer accepts one every 20 ms.
+constexpr Duration kHurryInterval = 250ms;
+constexpr Duration kHurryFor = 3s;
+
+// "Running" means that peers can reach us: through the home relay. Without an answer from it after this long, direct
+// paths may still work.
+constexpr Duration kRelayPatience = 3s;
+
+// Events that wait for the runtime; it drains them every turn, so this bounds one turn. A 10,000-peer map gives one
+// PeersEvent, not 10,000 events.
+constexpr std::size_t kEventsMax = 65536;
+
+// Bursts written to the tunnel in one settle(); other work gets its turn afterwards.
+constexpr int kBurstsPerSettle = 64;
+
+}  // namespace porthole::node

@@ -1,0 +1,90 @@
+#include "runtime/local_socket.h"
+
+#include <fcntl.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <cerrno>
+
+#include "runtime/sockaddr.h"
+
+namespace porthole::runtime {
+
+Result<UniqueFd> listen_tcp(const Endpoint& address, int backlog) {
+  UniqueFd fd(::socket(address.address.is_v6() ? AF_INET6 : AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  std::string what = "cannot listen on " + address.to_string();
+  if (!fd) return errno_error(what, errno);
+  int one = 1;
+  ::setsockopt(fd.get(), SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
+  SockAddr a = to_sockaddr(address);
+  if (::bind(fd.get(), a.get(), a.size) != 0 || ::listen(fd.get(), backlog) != 0) return errno_error(what, errno);
+  return fd;
+}
+
+Result<UniqueFd> connect_tcp(const Endpoint& address) {
+  UniqueFd fd(::socket(address.address.is_v6() ? AF_INET6 : AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  std::string what = "cannot connect to " + address.to_string();
+  if (!fd) return errno_error(what, errno);
+  SockAddr a = to_sockaddr(address);
+  if (::connect(fd.get(), a.get(), a.size) != 0 && errno != EINPROGRESS) return errno_error(what, errno);
+  return fd;
+}
+
+Result<UniqueFd> listen_unix(const std::string& path) {
+  sockaddr_un a{};
+  a.sun_family = AF_UNIX;
+  if (path.size() >= sizeof a.sun_path)
+    return Error{ErrorCode::kInvalid, "the path " + path + " is too long for a socket (" +
+                                          std::to_string(sizeof a.sun_path - 1) + " characters at most)"};
+  std::memcpy(a.sun_path, path.data(), path.size());
+  UniqueFd fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  if (!fd) return errno_error("cannot open a socket", errno);
+  // The state directory is locked by us, so a socket file that exists is left from a process that was killed.
+  ::unlink(path.c_str());
+  mode_t old = ::umask(0177);
+  int rc = ::bind(fd.get(), reinterpret_cast<sockaddr*>(&a), sizeof a);
+  int e = errno;
+  ::umask(old);
+  if (rc != 0) return errno_error("cannot listen on " + path, e);
+  if (::chmod(path.c_str(), 0600) != 0 || ::listen(fd.get(), 16) != 0) return errno_error("cannot listen on " + path, errno);
+  return fd;
+}
+
+Result<std::pair<UniqueFd, UniqueFd>> connected_pair() {
+  auto listener = listen_tcp({IpAddress::v4(127, 0, 0, 1), 0}, 16);
+  if (!listener) return listener.error();
+  auto ours = connect_tcp(local_endpoint(listener->get()));
+  if (!ours) return ours.error();
+  Endpoint our_name = local_endpoint(ours->get());
+  // Another local process may be quicker than we are; only our own connection is accepted.
+  for (int i = 0; i < 16; ++i) {
+    pollfd p{listener->get(), POLLIN, 0};
+    ::poll(&p, 1, 1000);
+    UniqueFd app(::accept4(listener->get(), nullptr, nullptr, SOCK_CLOEXEC));
+    if (!app) return errno_error("cannot make a local connection", errno);
+    if (remote_endpoint(app.get()) != our_name) continue;
+    int one = 1;
+    ::setsockopt(app.get(), IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+    // 0, 1 and 2 mean other things to programs.
+    if (app.get() < 3) app.reset(::fcntl(app.get(), F_DUPFD_CLOEXEC, 3));
+    tune_local(ours->get());
+    return std::pair(std::move(*ours), std::move(app));
+  }
+  return Error{ErrorCode::kLimit, "cannot make a local connection: something else keeps connecting to it"};
+}
+
+void tune_local(int fd) {
+  int one = 1;
+  ::setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+  ::setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, "reno", 4);
+}
+
+void reset_on_close(int fd) {
+  linger l{1, 0};
+  ::setsockopt(fd, SOL_SOCKET, SO_LINGER, &l, sizeof l);
+}
+
+}  // namespace porthole::runtime

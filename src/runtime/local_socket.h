@@ -1,0 +1,30 @@
+// Sockets on this host's side of the node: loopback listeners, connected pairs handed to the app, dials to local
+// services.
+#pragma once
+
+#include <string>
+#include <utility>
+
+#include "base/ip.h"
+#include "base/result.h"
+#include "runtime/files.h"
+
+namespace porthole::runtime {
+
+// Non-blocking TCP listener. Port 0: any. Errors name the address.
+Result<UniqueFd> listen_tcp(const Endpoint& address, int backlog = 128);
+// Starts a non-blocking connect.
+Result<UniqueFd> connect_tcp(const Endpoint& address);
+// Unix stream listener, mode 0600, replacing a stale socket file (a live one is kAlreadyExists).
+Result<UniqueFd> listen_unix(const std::string& path);
+
+// A connected TCP pair over 127.0.0.1: first is the node's end (non-blocking), second the app's (blocking). TCP and not
+// AF_UNIX, because only TCP can tell a reset from an end: a truncated download must not look complete.
+Result<std::pair<UniqueFd, UniqueFd>> connected_pair();
+
+// No Nagle; Reno, because a model-based default would pace loopback (a quarter of the throughput). Only the node's end.
+void tune_local(int fd);
+// Makes the next close() send a reset instead of an orderly end.
+void reset_on_close(int fd);
+
+}  // namespace porthole::runtime

@@ -1,0 +1,224 @@
+// The inside of a NodeRuntime: everything that lives on the node's thread.
+#pragma once
+
+#include <atomic>
+#include <deque>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <unordered_map>
+
+#include "node/engine.h"
+#include "proxy/proxy_machine.h"
+#include "runtime/clock.h"
+#include "runtime/event_loop.h"
+#include "runtime/interfaces.h"
+#include "runtime/local_socket.h"
+#include "runtime/node_runtime.h"
+#include "runtime/pending.h"
+#include "runtime/splice.h"
+#include "runtime/state_store.h"
+#include "runtime/streams.h"
+#include "runtime/tcp_accept.h"
+#include "runtime/udp_socket.h"
+
+namespace porthole::runtime {
+
+// Events for the app: written by the loop, read by any thread.
+class EventQueue {
+ public:
+  explicit EventQueue(int wake_fd) : wake_fd_(wake_fd) {}
+  // `droppable` ones go first when nobody reads.
+  void push(std::string json, bool droppable);
+  void close();
+  // nullopt after the time; kCancelled once closed and empty.
+  Result<std::optional<std::string>> next(int timeout_ms);
+
+ private:
+  struct Entry {
+    std::string json;
+    bool droppable;
+  };
+  int wake_fd_;
+  std::mutex mutex_;
+  std::condition_variable ready_;
+  std::deque<Entry> entries_;
+  bool closed_ = false;
+};
+
+// Lines to a descriptor of the app's choice.
+class FdLog final : public Log {
+ public:
+  void set_fd(UniqueFd fd);
+  void write(LogLevel level, std::string_view component, std::string_view message) override;
+
+ private:
+  std::mutex mutex_;
+  UniqueFd fd_;
+};
+
+class NodeRuntime::Loop final : public std::enable_shared_from_this<NodeRuntime::Loop>,
+                                private StreamMachine,
+                                private UdpSocket::Receiver,
+                                private DatagramSink {
+ public:
+  Loop(NodeOptions options, StateDir dir, StateStore store, NodeState state, int event_wake_fd);
+  ~Loop() override;
+  // On the caller's thread, before run(): sockets, TLS, control socket.
+  Status open();
+  void run();
+
+  // Any thread: runs on the loop's thread. False when the loop has ended.
+  bool post(std::function<void()> work) { return loop_.post(std::move(work)); }
+  void request_stop();
+  EventQueue& events() { return events_; }
+  FdLog& log() { return log_; }
+
+  // The rest: on the loop's thread only.
+  void wait_running(std::shared_ptr<Pending<bool>> p);
+  // What stands between the node and running, for a wait that ended without it.
+  Error why_not_running() const;
+  void wait_peer(const std::string& name, std::shared_ptr<Pending<bool>> p);
+  void logout(std::shared_ptr<Pending<bool>> p);
+  std::string status_json();
+  Result<ProxyAccess> loopback(const std::string& address);
+  void dial(const std::string& address, int timeout_ms, std::shared_ptr<Pending<UniqueFd>> p);
+  Result<std::uint64_t> listen(std::uint16_t port);
+  void accept(std::uint64_t listener, std::shared_ptr<Pending<Accepted>> p);
+  void close_listener(std::uint64_t listener);
+  Status expose(std::uint16_t port, const std::string& local_address, int max_connections);
+  Result<std::string> exposed_peer(std::uint16_t local_port);
+  void ping(const std::string& name, std::shared_ptr<Pending<std::string>> p);
+  void netcheck(std::shared_ptr<Pending<std::string>> p);
+
+ private:
+  using SocketId = netstack::SocketId;
+  class ProxyConnection;
+  class ControlConnection;
+  struct Exposed {
+    Endpoint local;
+    int connections_max = 0;
+    int connections = 0;
+    std::map<IpAddress, int> per_peer;
+  };
+  // A connection that the tailnet made to an exposed port, while the local service is being dialled.
+  class ExposedDial;
+  struct AppListener {
+    SocketId socket = 0;
+    std::deque<SocketId> ready;
+    std::deque<std::shared_ptr<Pending<Accepted>>> waiters;
+  };
+  struct Dial {
+    std::function<void(Status)> done;    // connected or failed
+  };
+  // Work that needs a running node; the action gets the error when that does not come in time.
+  struct WhenRunning {
+    Instant deadline;
+    std::function<void(Status)> action;
+  };
+
+  // StreamMachine
+  void stream_opened(StreamId id, const StreamInfo& info) override;
+  void stream_failed(StreamId id, const Error& error) override;
+  void stream_closed(StreamId id, const Error* error) override;
+  Result<std::size_t> stream_consume(StreamId id, MutBytes bytes) override;
+  std::size_t stream_produce(StreamId id, MutBytes out) override;
+  bool stream_has_output(StreamId id) override;
+  // UdpSocket::Receiver, DatagramSink
+  void datagrams_received(std::span<const RecvDatagram> batch) override;
+  void send_udp(const Endpoint& destination, Bytes data, std::size_t segment_size) override;
+  void send_relay(int, const NodePublic&, Bytes) override {}
+
+  Status open_sockets();
+  void announce_addresses();
+  void rebind(const std::string& reason);
+  void network_may_have_changed();
+  void drive();                           // until nothing moves
+  void handle_engine_event(node::Event& event);
+  void handle_socket_event(const netstack::SocketEvent& event);
+  void persist();
+  void fail_waiters(const Error& error);
+  void resolve_waiters();
+  void expire_when_running();
+  void add_control(UniqueFd fd);
+  void add_proxy(UniqueFd fd);
+  Instant next_proxy_timeout() const;
+  void expire_proxies();
+  void ended(const std::shared_ptr<Splice>& splice);
+  std::optional<Error> hopeless() const;  // why the node cannot get to running by itself
+  void stop_now();
+  void emit(const std::string& json, bool droppable = false) { events_.push(json, droppable); }
+  void emit_state();
+
+  // Opens a connection to host:port over the tailnet; `done` runs once, with the connected socket.
+  void open_tailnet(const std::string& host, std::uint16_t port, Duration timeout,
+                    std::function<void(Result<SocketId>)> done);
+  // Joins a connected tailnet socket with a local one.
+  void splice(SocketId socket, UniqueFd fd, Bytes first, std::function<void()> ended = {});
+  void accept_exposed(SocketId socket, std::uint16_t port);
+  void accept_app(AppListener& listener);
+  void give_accepted(AppListener& listener);
+  void defer_delete(std::shared_ptr<void> object) { graveyard_.push_back(std::move(object)); }
+
+  NodeOptions options_;
+  StateDir dir_;
+  StateStore store_;
+  NodeState persistent_;
+  FdLog log_;
+  SystemRng rng_;
+  EventLoop loop_;
+  EventQueue events_;
+  Clock clock_{};
+  Instant started_at_;
+  std::unique_ptr<node::Engine> engine_;
+  std::unique_ptr<Streams> streams_;
+  std::unique_ptr<Resolver> resolver_;
+  std::shared_ptr<UdpSocket::ReceiveBuffers> udp_buffers_;
+  std::unique_ptr<UdpSocket> udp4_, udp6_;
+  std::unique_ptr<NetworkMonitor> monitor_;
+  std::vector<HostAddress> addresses_;
+  std::optional<Instant> recheck_addresses_at_;
+  Instant last_rebind_;
+  std::unique_ptr<std::uint8_t[]> scratch_;
+
+  std::unordered_map<SocketId, std::shared_ptr<Splice>> splices_;
+  std::unordered_map<SocketId, Dial> dials_;
+  std::map<SocketId, std::uint16_t> exposed_ports_;            // listener -> port
+  std::map<std::uint16_t, Exposed> exposed_;
+  std::map<int, std::shared_ptr<ExposedDial>> exposed_dials_;  // by local descriptor
+  std::map<std::uint16_t, std::pair<IpAddress, std::uint16_t>> exposed_peers_;  // local source port -> tailnet source
+  std::map<std::uint64_t, AppListener> listeners_;
+  std::unordered_map<SocketId, std::uint64_t> listener_of_;
+  std::uint64_t next_listener_ = 1;
+
+  struct Loopback {
+    std::string wanted;                                        // the address asked for
+    ProxyAccess access;
+    proxy::ProxyCredential credential;
+    std::unique_ptr<AcceptHandler> acceptor;
+  };
+  std::optional<Loopback> loopback_;
+  std::map<int, std::shared_ptr<ProxyConnection>> proxy_connections_;
+  std::unique_ptr<AcceptHandler> control_acceptor_;
+  std::map<int, std::shared_ptr<ControlConnection>> control_connections_;
+  std::vector<std::shared_ptr<void>> graveyard_;               // freed at the end of a turn, not inside their own callbacks
+
+  std::vector<WhenRunning> when_running_;
+  std::string last_notice_;
+  std::vector<std::shared_ptr<Pending<bool>>> running_waiters_;
+  struct PeerWait {
+    std::string name;
+    NodePublic key;                                            // zero until the name is known
+    std::shared_ptr<Pending<bool>> pending;
+  };
+  std::vector<PeerWait> peer_waits_;
+  std::vector<std::shared_ptr<Pending<bool>>> logout_waiters_;
+  std::map<std::uint64_t, std::pair<std::string, std::shared_ptr<Pending<std::string>>>> pings_;
+  std::uint64_t next_ping_ = 1;
+  std::vector<std::shared_ptr<Pending<std::string>>> netchecks_;
+  std::atomic<bool> stop_{false};
+  bool driving_ = false;
+};
+
+}  // namespace porthole::runtime

@@ -1,0 +1,128 @@
+// The control socket in the state directory: `porthole node status` and friends talk to the running node through it.
+// One JSON object a line: {"command":"status"} -> {"ok":true,"result":{...}} or {"ok":false,"code":"..","error":"..."}.
+// The socket's mode (0600) is the access control.
+#include <sys/socket.h>
+
+#include <boost/json.hpp>
+#include <cerrno>
+
+#include "runtime/node_loop.h"
+
+namespace porthole::runtime {
+namespace {
+namespace json = boost::json;
+constexpr std::size_t kLineMax = 4096;
+constexpr std::size_t kConnectionsMax = 32;
+
+std::string failure(const Error& e) {
+  return json::serialize(json::object{{"ok", false}, {"code", to_string(e.code)}, {"error", e.message}}) + "\n";
+}
+// `result` is JSON text already.
+std::string success(const std::string& result) { return "{\"ok\":true,\"result\":" + result + "}\n"; }
+}  // namespace
+
+class NodeRuntime::Loop::ControlConnection final : public FdHandler,
+                                                   public std::enable_shared_from_this<NodeRuntime::Loop::ControlConnection> {
+ public:
+  ControlConnection(Loop& loop, UniqueFd fd) : loop_(loop), fd_(std::move(fd)) {
+    token_ = loop_.loop_.add(fd_.get(), *this, true, false);
+  }
+  ~ControlConnection() override {
+    if (token_) loop_.loop_.remove(token_);
+  }
+
+  void on_ready(bool readable, bool, bool) override {
+    auto keep = shared_from_this();
+    if (readable && !read()) return close();
+    if (!flush()) return close();
+  }
+
+ private:
+  bool read() {
+    char block[1024];
+    for (;;) {
+      ssize_t n = ::recv(fd_.get(), block, sizeof block, MSG_DONTWAIT);
+      if (n < 0 && errno == EINTR) continue;
+      if (n < 0 && errno == EAGAIN) return true;
+      if (n <= 0) return false;
+      in_.append(block, static_cast<std::size_t>(n));
+      if (in_.size() > kLineMax) return false;
+      for (std::size_t end; (end = in_.find('\n')) != std::string::npos;) {
+        std::string line = in_.substr(0, end);
+        in_.erase(0, end + 1);
+        handle(line);
+      }
+    }
+  }
+
+  void handle(const std::string& line) {
+    json::error_code ec;
+    json::value v = json::parse(line, ec);
+    auto text = [&](std::string_view key) -> std::string {
+      if (ec || !v.is_object()) return {};
+      const json::value* e = v.get_object().if_contains(key);
+      return e && e->is_string() ? std::string(e->get_string()) : std::string();
+    };
+    std::string command = text("command");
+    if (command == "status") return answer(success(loop_.status_json()));
+    if (command == "ping") return later<std::string>([&](auto p) { loop_.ping(text("peer"), p); });
+    if (command == "netcheck") return later<std::string>([&](auto p) { loop_.netcheck(p); });
+    if (command == "logout") return later<bool>([&](auto p) { loop_.logout(p); });
+    answer(failure({ErrorCode::kInvalid, "unknown command; known are status, ping, netcheck, logout"}));
+  }
+
+  // An answer that comes when the loop has it. The connection may be gone by then.
+  template <typename T, typename F>
+  void later(F&& start) {
+    auto p = std::make_shared<Pending<T>>();
+    p->on_set([self = weak_from_this()](const Result<T>& r) {
+      auto me = self.lock();
+      if (!me) return;
+      if (!r) return me->answer(failure(r.error()));
+      if constexpr (std::is_same_v<T, std::string>) me->answer(success(*r));
+      else me->answer(success("{}"));
+    });
+    waiting_.push_back(p);
+    start(p);
+  }
+
+  void answer(const std::string& line) {
+    out_ += line;
+    if (!flush()) close();
+  }
+
+  bool flush() {
+    while (!out_.empty()) {
+      ssize_t n = ::send(fd_.get(), out_.data(), out_.size(), MSG_DONTWAIT | MSG_NOSIGNAL);
+      if (n < 0 && errno == EINTR) continue;
+      if (n < 0 && errno == EAGAIN) break;
+      if (n <= 0) return false;
+      out_.erase(0, static_cast<std::size_t>(n));
+    }
+    if (token_) loop_.loop_.change(token_, true, !out_.empty());
+    return true;
+  }
+
+  void close() {
+    if (!token_) return;
+    auto keep = shared_from_this();
+    loop_.loop_.remove(token_);
+    token_ = 0;
+    loop_.control_connections_.erase(fd_.get());
+    loop_.defer_delete(std::move(keep));
+  }
+
+  Loop& loop_;
+  UniqueFd fd_;
+  EventLoop::Token token_ = 0;
+  std::string in_, out_;
+  std::vector<std::shared_ptr<void>> waiting_;   // keeps the loop from treating the question as abandoned
+};
+
+void NodeRuntime::Loop::add_control(UniqueFd fd) {
+  if (control_connections_.size() >= kConnectionsMax) return;
+  int number = fd.get();
+  control_connections_[number] = std::make_shared<ControlConnection>(*this, std::move(fd));
+}
+
+}  // namespace porthole::runtime

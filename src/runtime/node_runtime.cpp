@@ -1,0 +1,197 @@
+#include "runtime/node_runtime.h"
+
+#include <fcntl.h>
+#include <sys/eventfd.h>
+
+#include "runtime/node_loop.h"
+
+namespace porthole::runtime {
+namespace {
+constexpr int kDialDefaultMs = 30000;
+// A loop that does not answer within this time is stuck: our bug, and better a message than a hang.
+constexpr int kAnswerMs = 30000;
+
+Error closed_error() { return {ErrorCode::kCancelled, "the node was closed"}; }
+Error timeout_error(const std::string& what, int timeout_ms) {
+  return {ErrorCode::kTimeout, what + " within " + std::to_string(timeout_ms) + " ms"};
+}
+
+// Runs `work` on the loop and waits for its return value.
+template <typename T>
+Result<T> ask(const std::shared_ptr<NodeRuntime::Loop>& loop, std::function<Result<T>()> work) {
+  auto p = std::make_shared<Pending<T>>();
+  if (!loop->post([p, work = std::move(work)] { p->set(work()); })) return closed_error();
+  auto r = p->wait(kAnswerMs);
+  if (!r) return Error{ErrorCode::kInternal, "the node does not answer"};
+  return std::move(*r);
+}
+
+// A DNS label from whatever the user called the machine.
+std::string clean_hostname(const std::string& name) {
+  std::string out;
+  for (char c : name) {
+    if (c >= 'A' && c <= 'Z') c = static_cast<char>(c - 'A' + 'a');
+    bool keep = (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9');
+    if (keep) out.push_back(c);
+    else if (!out.empty() && out.back() != '-') out.push_back('-');
+  }
+  if (out.size() > 63) out.resize(63);
+  while (!out.empty() && out.back() == '-') out.pop_back();
+  return out.empty() ? "porthole" : out;
+}
+
+}  // namespace
+
+Result<std::unique_ptr<NodeRuntime>> NodeRuntime::start(NodeOptions options) {
+  if (options.state_dir.empty()) return Error{ErrorCode::kInvalid, "no state directory was given"};
+  auto dir = StateDir::open(options.state_dir);
+  if (!dir) return dir.error();
+  StateStore store(*dir);
+  auto loaded = store.load();
+  if (!loaded) return loaded.error();
+  NodeState state;
+  if (*loaded) {
+    state = std::move(**loaded);
+    if (!options.control_url.empty() && !state.control_url.empty() && options.control_url != state.control_url) {
+      if (state.registered)
+        return Error{ErrorCode::kInvalid, "the state directory " + options.state_dir + " belongs to a node of " + state.control_url +
+                                              ", not of " + options.control_url + "; use another directory, or log out first"};
+      state.control_key = {};
+    }
+  } else {
+    SystemRng rng;
+    state.machine_key = crypto::MachinePrivate::generate(rng);
+  }
+  if (!options.control_url.empty()) state.control_url = options.control_url;
+  while (!state.control_url.empty() && state.control_url.back() == '/') state.control_url.pop_back();
+  if (state.control_url.empty())
+    return Error{ErrorCode::kInvalid, "no coordination server: give its URL once, it is remembered in " + options.state_dir};
+  if (!state.control_url.starts_with("http://") && !state.control_url.starts_with("https://"))
+    return Error{ErrorCode::kInvalid, "'" + state.control_url + "' is not a URL: it must begin with https:// (or http://)"};
+  if (!options.hostname.empty()) state.hostname = clean_hostname(options.hostname);
+  if (state.hostname.empty()) state.hostname = clean_hostname(host_name());
+  if (options.ephemeral) state.ephemeral = true;
+  // The machine key exists before anybody hears of it.
+  if (Status s = store.save(state); !s) return s.error();
+
+  std::unique_ptr<NodeRuntime> node(new NodeRuntime);
+  node->event_fd_.reset(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  auto loop = std::make_shared<Loop>(std::move(options), std::move(*dir), store, std::move(state), node->event_fd_.get());
+  if (Status s = loop->open(); !s) return s.error();
+  node->loop_ = loop;
+  node->thread_ = std::thread([loop] { loop->run(); });
+  return node;
+}
+
+NodeRuntime::~NodeRuntime() { close(); }
+
+void NodeRuntime::close() {
+  std::lock_guard lock(close_mutex_);
+  loop_->request_stop();
+  if (thread_.joinable()) thread_.join();
+}
+
+Status NodeRuntime::wait_running(int timeout_ms) {
+  auto p = std::make_shared<Pending<bool>>();
+  if (!loop_->post([l = loop_, p] { l->wait_running(p); })) return closed_error();
+  auto r = p->wait(timeout_ms);
+  if (!r) {
+    // As an error in any case: the reason, or that the node was closed meanwhile.
+    return ask<bool>(loop_, [l = loop_]() -> Result<bool> { return l->why_not_running(); }).error();
+  }
+  return *r ? Status() : Status(r->error());
+}
+
+Status NodeRuntime::wait_peer(const std::string& peer, int timeout_ms) {
+  auto p = std::make_shared<Pending<bool>>();
+  if (!loop_->post([l = loop_, p, peer] { l->wait_peer(peer, p); })) return closed_error();
+  auto r = p->wait(timeout_ms);
+  if (!r) return timeout_error(peer + " could not be reached", timeout_ms);
+  return *r ? Status() : Status(r->error());
+}
+
+Status NodeRuntime::logout(int timeout_ms) {
+  auto p = std::make_shared<Pending<bool>>();
+  if (!loop_->post([l = loop_, p] { l->logout(p); })) return closed_error();
+  auto r = p->wait(timeout_ms);
+  if (!r) return timeout_error("the coordination server did not confirm the logout", timeout_ms);
+  return *r ? Status() : Status(r->error());
+}
+
+Result<std::optional<std::string>> NodeRuntime::next_event(int timeout_ms) { return loop_->events().next(timeout_ms); }
+
+Result<std::string> NodeRuntime::status_json() {
+  return ask<std::string>(loop_, [l = loop_]() -> Result<std::string> { return l->status_json(); });
+}
+
+Result<ProxyAccess> NodeRuntime::loopback(const std::string& address) {
+  return ask<ProxyAccess>(loop_, [l = loop_, address] { return l->loopback(address); });
+}
+
+Result<UniqueFd> NodeRuntime::dial(const std::string& network, const std::string& address, int timeout_ms) {
+  if (network != "tcp" && network != "tcp4" && network != "tcp6")
+    return Error{ErrorCode::kUnsupported, "network '" + network + "' is not supported; use tcp"};
+  if (timeout_ms < 0) timeout_ms = kDialDefaultMs;
+  auto p = std::make_shared<Pending<UniqueFd>>();
+  if (!loop_->post([l = loop_, p, address, timeout_ms] { l->dial(address, timeout_ms, p); })) return closed_error();
+  auto r = p->wait(timeout_ms + 1000);  // the connect has its own limit
+  if (!r) return timeout_error("no connection to " + address, timeout_ms);
+  return std::move(*r);
+}
+
+Result<std::uint64_t> NodeRuntime::listen(std::uint16_t port) {
+  return ask<std::uint64_t>(loop_, [l = loop_, port] { return l->listen(port); });
+}
+
+Result<NodeRuntime::Accepted> NodeRuntime::accept(std::uint64_t listener, int timeout_ms) {
+  auto p = std::make_shared<Pending<Accepted>>();
+  if (!loop_->post([l = loop_, p, listener] { l->accept(listener, p); })) return closed_error();
+  auto r = p->wait(timeout_ms);
+  if (!r) return timeout_error("nobody connected", timeout_ms);
+  return std::move(*r);
+}
+
+void NodeRuntime::close_listener(std::uint64_t listener) {
+  loop_->post([l = loop_, listener] { l->close_listener(listener); });
+}
+
+Status NodeRuntime::expose(std::uint16_t port, const std::string& local_address, int max_connections) {
+  auto r = ask<bool>(loop_, [l = loop_, port, local_address, max_connections]() -> Result<bool> {
+    Status s = l->expose(port, local_address, max_connections);
+    if (!s) return s.error();
+    return true;
+  });
+  return r ? Status() : Status(r.error());
+}
+
+Result<std::string> NodeRuntime::exposed_peer(std::uint16_t local_port) {
+  return ask<std::string>(loop_, [l = loop_, local_port] { return l->exposed_peer(local_port); });
+}
+
+Result<std::string> NodeRuntime::ping(const std::string& peer, int timeout_ms) {
+  auto p = std::make_shared<Pending<std::string>>();
+  if (!loop_->post([l = loop_, p, peer] { l->ping(peer, p); })) return closed_error();
+  auto r = p->wait(timeout_ms);
+  if (!r) return timeout_error(peer + " did not answer", timeout_ms);
+  return std::move(*r);
+}
+
+Result<std::string> NodeRuntime::netcheck(int timeout_ms) {
+  auto p = std::make_shared<Pending<std::string>>();
+  if (!loop_->post([l = loop_, p] { l->netcheck(p); })) return closed_error();
+  auto r = p->wait(timeout_ms);
+  if (!r) return timeout_error("the network check did not finish", timeout_ms);
+  return std::move(*r);
+}
+
+Status NodeRuntime::set_log_fd(int fd) {
+  UniqueFd copy;
+  if (fd >= 0) {
+    copy.reset(::fcntl(fd, F_DUPFD_CLOEXEC, 3));
+    if (!copy) return errno_error("cannot log to descriptor " + std::to_string(fd), errno);
+  }
+  loop_->log().set_fd(std::move(copy));
+  return {};
+}
+
+}  // namespace porthole::runtime
