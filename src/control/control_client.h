@@ -8,7 +8,8 @@
 //   poll_action() until empty  (open and close streams)
 //   for open streams with has_output(): produce() and send
 //   arm a timer for next_timeout(), call handle_timeout() then (early or late calls do no harm).
-// Stream ids are config.first_stream_id and upward, each used once. Single-threaded, no callbacks.
+// Stream ids are config.first_stream_id and upward, each used once; a CloseStream may name one that has ended already.
+// Single-threaded, no callbacks.
 //
 // It keeps trying for ever with backoff; only kFailed (a server key that differs from the pinned one, tailnet lock),
 // kNeedsLogin and kLoggedOut need someone: a person, or start() / login() again.

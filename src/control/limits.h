@@ -20,7 +20,7 @@ constexpr Duration kKeyTimeout = std::chrono::seconds(10);
 // A register request that does not wait for a person. Headscale batches writes for up to a second.
 constexpr Duration kRegisterTimeout = std::chrono::seconds(30);
 // The map stream without headers or a message (section 6.10: watchdogTimeout).
-constexpr Duration kMapWatchdog = std::chrono::seconds(120);
+constexpr Duration kMapSilenceMax = std::chrono::seconds(120);
 // An answer to a lite update; it is tried again on the next connection otherwise.
 constexpr Duration kLiteTimeout = std::chrono::seconds(30);
 // HTTP/2 PING to notice dead paths; two unanswered ones end the connection.

@@ -809,6 +809,15 @@ bool DerpClient::has_output(StreamId id) const {
   return region && region->has_output();
 }
 
+bool DerpClient::congested(Instant now) const {
+  for (const auto& [id, region] : regions_) {
+    if (!region.connection || !region.connection->logged_in() || region.queue.count() < kSendQueueCongested) continue;
+    const auto& since = region.connection->waiting_since;
+    if (since && now - *since < kStallIgnored) return true;
+  }
+  return false;
+}
+
 // ---- time -------------------------------------------------------------------------------------------------------
 
 Deadline DerpClient::deadline_of(const Region& region) const {

@@ -164,6 +164,9 @@ class DerpClient {
   RegionStatus status(int region) const;
   // A connection to this region is logged in and takes packets.
   bool is_open(int region) const;
+  // A connection that is being drained has about as much queued as it should: a sender that can wait (TCP) does, instead
+  // of losing packets. False for one that has stood still for kStallIgnored: others must not wait for it.
+  bool congested(Instant now) const;
   const DerpCounters& counters() const { return counters_; }
 
  private:

@@ -77,10 +77,10 @@ Engine::Engine(EngineConfig config, crypto::MachinePrivate machine_key, crypto::
   paths_sink_ = std::make_unique<PathsSink>(*this);
   control_ = std::make_unique<control::ControlClient>(std::move(config_.control), std::move(machine_key), std::move(node_key),
                                                       rng, log);
-  tunnel_ = std::make_unique<wg::Tunnel>(*this, rng);
+  tunnel_ = std::make_unique<wg::Tunnel>(static_cast<wg::Host&>(*this), rng);
   tunnel_->set_last_stamp(last_stamp);
   paths_ = std::make_unique<paths::Paths>(*paths_sink_, rng, log);
-  derp_ = std::make_unique<derp::DerpClient>(derp::DerpClientConfig{kRelayStreamFirst, false}, *this, rng, log);
+  derp_ = std::make_unique<derp::DerpClient>(derp::DerpClientConfig{kRelayStreamFirst, false}, static_cast<derp::DerpHost&>(*this), rng, log);
   stack_ = std::make_unique<netstack::Stack>(config_.stack, rng);
   paths_->set_mode(clock.now, {config_.relay_only, config_.udp_enabled, config_.fixed_port});
 }
@@ -388,7 +388,7 @@ void Engine::settle(Clock clock) {
   drain_derp();
 }
 
-bool Engine::relay_full() const { return derp_->congested(); }
+bool Engine::relay_full() const { return derp_->congested(clock_.now); }
 
 std::optional<Event> Engine::poll_event() {
   if (events_at_ == events_.size()) {
@@ -570,7 +570,7 @@ void Engine::rebuild_names() {
   };
   if (map.self()) add(*map.self());
   for (const auto& [id, node] : map.peers()) add(node);
-  names_.set(std::move(hosts), map.magic_dns_suffix());
+  names_ = proxy::NameTable(hosts, map.magic_dns_suffix());
 }
 
 void Engine::update_relay_map() {

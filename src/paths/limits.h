@@ -27,6 +27,8 @@ constexpr std::size_t kReceiveIndexPerPeerMax = 32;
 constexpr Duration kBurstSteps[] = {100ms, 300ms};
 // Candidates repeated in that way; the rest waits for the next round.
 constexpr std::size_t kBurstCandidatesMax = 32;
+// A CallMeMaybe starts quick repeats only this long after the last ones: peers without a path send one every 5 s.
+constexpr Duration kBurstAgain = 30s;
 // Ping-backs to new source addresses of one peer per second. A recorded ping replayed from forged sources makes us send
 // one pong and one ping each; this keeps the second part small.
 constexpr int kPingBacksPerSecondMax = 8;

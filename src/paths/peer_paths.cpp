@@ -257,10 +257,12 @@ void Paths::Impl::on_ping_udp(Instant now, const wire::disco::Ping& ping, const 
   if (node != nullptr) index_source(*node, source);
 }
 
-// An address that reaches us is probably one we can reach: ask at once instead of waiting for the next round.
+// An address that reaches us is probably one we can reach: ask at once instead of waiting for the next round. Of a peer
+// that we do not send to, each address needs to be asked only once: a later send looks again anyway.
 void Paths::Impl::ping_back(Instant now, Peer& p, Candidate& c) {
   if (p.expired || (c.last_pong && now - *c.last_pong <= kDiscoPingInterval)) return;
   if (c.last_ping && now - *c.last_ping < kPingBackSpacing) return;
+  if (c.last_pong && !p.active(now)) return;
   if (now - p.ping_back_window >= 1s) {
     p.ping_back_window = now;
     p.ping_backs = 0;
@@ -354,7 +356,7 @@ void Paths::Impl::on_call_me_maybe(Instant now, const wire::disco::CallMeMaybe& 
   for (Candidate& c : p.candidates) c.last_ping.reset();
   p.next_round = {};
   full_round(now, p, false);   // never answered with a CallMeMaybe: two nodes would call each other for ever
-  if (!p.trusted(now)) start_burst(now, p);
+  if (!p.trusted(now) && now - p.burst_start >= kBurstAgain) start_burst(now, p);
 }
 
 }  // namespace porthole::paths

@@ -65,7 +65,8 @@ Status NodeRuntime::Loop::open() {
   config.relay_only = options_.relay_only;
   config.fixed_port = options_.udp_port != 0;
   engine_ = std::make_unique<node::Engine>(std::move(config), persistent_.machine_key.duplicate(),
-                                           persistent_.node_key.duplicate(), persistent_.last_tai64n, *this, rng_, log_, clock_);
+                                           persistent_.node_key.duplicate(), persistent_.last_tai64n,
+                                           static_cast<DatagramSink&>(*this), rng_, log_, clock_);
   return {};
 }
 
@@ -130,6 +131,7 @@ void NodeRuntime::Loop::run() {
     Deadline d = engine_->next_timeout();
     Instant until = std::min(d.latest, streams_->next_timeout());
     if (recheck_addresses_at_) until = std::min(until, *recheck_addresses_at_);
+    until = std::min(until, next_proxy_timeout());
     for (const WhenRunning& w : when_running_) until = std::min(until, w.deadline);
     if (engine_->wants_settle()) until = clock_.now;
     loop_.wait(clock_.now, until);
@@ -140,6 +142,7 @@ void NodeRuntime::Loop::run() {
     if (streams_->next_timeout() <= clock_.now) streams_->handle_timeout(clock_.now);
     if (recheck_addresses_at_ && *recheck_addresses_at_ <= clock_.now) network_may_have_changed();
     expire_when_running();
+    expire_proxies();
     drive();
     graveyard_.clear();
   }

@@ -10,7 +10,7 @@
 #include <unordered_map>
 
 #include "node/engine.h"
-#include "proxy/proxy.h"
+#include "proxy/proxy_machine.h"
 #include "runtime/clock.h"
 #include "runtime/event_loop.h"
 #include "runtime/interfaces.h"
@@ -143,6 +143,8 @@ class NodeRuntime::Loop final : public std::enable_shared_from_this<NodeRuntime:
   void expire_when_running();
   void add_control(UniqueFd fd);
   void add_proxy(UniqueFd fd);
+  Instant next_proxy_timeout() const;
+  void expire_proxies();
   void ended(const std::shared_ptr<Splice>& splice);
   std::optional<Error> hopeless() const;  // why the node cannot get to running by itself
   void stop_now();
@@ -191,7 +193,9 @@ class NodeRuntime::Loop final : public std::enable_shared_from_this<NodeRuntime:
   std::uint64_t next_listener_ = 1;
 
   struct Loopback {
+    std::string wanted;                                        // the address asked for
     ProxyAccess access;
+    proxy::ProxyCredential credential;
     std::unique_ptr<AcceptHandler> acceptor;
   };
   std::optional<Loopback> loopback_;

@@ -96,8 +96,8 @@ Status NodeRuntime::wait_running(int timeout_ms) {
   if (!loop_->post([l = loop_, p] { l->wait_running(p); })) return closed_error();
   auto r = p->wait(timeout_ms);
   if (!r) {
-    auto why = ask<Error>(loop_, [l = loop_]() -> Result<Error> { return l->why_not_running(); });
-    return why ? *why : why.error();
+    // As an error in any case: the reason, or that the node was closed meanwhile.
+    return ask<bool>(loop_, [l = loop_]() -> Result<bool> { return l->why_not_running(); }).error();
   }
   return *r ? Status() : Status(r->error());
 }

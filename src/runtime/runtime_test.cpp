@@ -112,7 +112,7 @@ TEST(StateStore, RoundTrip) {
   s.hostname = "alpha";
   s.registered = true;
   s.udp_port = 41641;
-  s.last_tai64n[0] = 0x40;
+  s.last_tai64n = wg::Tai64n::from_wall(WallTime::from_unix_s(1700000000));
   s.addresses = {*IpAddress::parse("100.64.0.1")};
   ASSERT_TRUE(store.save(s).ok());
   auto back = store.load();

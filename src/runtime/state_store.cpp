@@ -59,7 +59,7 @@ Result<std::optional<NodeState>> StateStore::load() const {
   s.login_name = text(o, "login_name");
   if (const json::value* p = o.if_contains("udp_port"); p && p->is_int64() && p->get_int64() > 0 && p->get_int64() < 65536)
     s.udp_port = static_cast<std::uint16_t>(p->get_int64());
-  if (!from_hex_exact(text(o, "last_tai64n"), s.last_tai64n)) s.last_tai64n = {};
+  if (std::uint8_t stamp[12]; from_hex_exact(text(o, "last_tai64n"), stamp)) s.last_tai64n = wg::Tai64n::from_bytes(stamp);
   if (const json::value* a = o.if_contains("addresses"); a && a->is_array())
     for (const json::value& e : a->get_array())
       if (e.is_string())
@@ -80,7 +80,7 @@ Status StateStore::save(const NodeState& s) const {
   o["registered"] = s.registered;
   o["ephemeral"] = s.ephemeral;
   o["udp_port"] = s.udp_port;
-  o["last_tai64n"] = to_hex(s.last_tai64n);
+  o["last_tai64n"] = to_hex(s.last_tai64n.bytes());
   o["login_name"] = s.login_name;
   json::array addresses;
   for (const IpAddress& a : s.addresses) addresses.emplace_back(a.to_string());

@@ -10,6 +10,7 @@
 #include "base/result.h"
 #include "crypto/secret.h"
 #include "runtime/files.h"
+#include "wg/tai64n.h"
 
 namespace porthole::runtime {
 
@@ -22,7 +23,7 @@ struct NodeState {
   bool registered = false;              // a login has succeeded with node_key
   bool ephemeral = false;
   std::uint16_t udp_port = 0;           // last bound port: kept across restarts, so peers' paths stay good
-  std::array<std::uint8_t, 12> last_tai64n{};  // handshake stamps never go back (WireGuard)
+  wg::Tai64n last_tai64n;               // handshake stamps never go back (WireGuard)
   std::string login_name;               // display
   std::vector<IpAddress> addresses;     // last known own addresses; display
 };

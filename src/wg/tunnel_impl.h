@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/assert.h"
 #include "wg/peer.h"
 
 namespace porthole::wg {

@@ -1,0 +1,35 @@
+// The service's local control socket: one JSON object per line in, one out (service_json.h). Only the owner of the
+// state directory may connect (0600).
+#pragma once
+
+#include <boost/asio.hpp>
+#include <boost/json.hpp>
+#include <functional>
+#include <memory>
+#include <set>
+#include <string>
+
+namespace porthole::remote {
+
+class ControlSocket {
+ public:
+  using Handler = std::function<boost::json::object(const boost::json::object&)>;
+  // Replaces a socket file that a crash left behind. CommandError when it cannot be made.
+  ControlSocket(boost::asio::io_context& io, const std::string& path, Handler handler);
+  ~ControlSocket();
+  void close();
+
+ private:
+  class Client;
+  void accept();
+
+  std::string path_;
+  Handler handler_;
+  boost::asio::local::stream_protocol::acceptor acceptor_;
+  std::set<std::shared_ptr<Client>> clients_;
+};
+
+// The other end: sends one command and waits for its answer, at most 30 s. CommandError when nobody answers.
+boost::json::object ask_control_socket(const std::string& path, const boost::json::object& command);
+
+}  // namespace porthole::remote

@@ -1,0 +1,45 @@
+// Bounds of the service around the coordinator, each with its derivation.
+#pragma once
+
+#include <cstddef>
+
+#include "base/time.h"
+
+namespace porthole::remote {
+
+// ---- connections ----
+// A node holds one control and one relay connection; descriptors are the real limit (raised to the hard one at start).
+constexpr std::size_t kConnectionsMax = 60'000;
+// Of one address, which may be a carrier's NAT. Loopback (a reverse proxy) is exempt.
+constexpr std::size_t kConnectionsPerAddressMax = 1024;
+// From the connection to a complete request, TLS handshake included.
+constexpr Duration kRequestTimeout = 15s;
+// Between two requests of one connection.
+constexpr Duration kIdleTimeout = 60s;
+constexpr Duration kSweepPeriod = 2s;
+// One read and one write: a full TLS record.
+constexpr std::size_t kReadSize = 16 * 1024;
+constexpr std::size_t kWriteSize = 16 * 1024;
+// Answers of HTTP requests waiting for a slow reader; the largest is a list of 5,000 devices (4 MiB).
+constexpr std::size_t kHttpPendingMax = 8u << 20;
+// STUN datagrams per wake-up, so that a flood cannot starve the streams.
+constexpr int kStunBatch = 64;
+// How long a stop waits for streams to take what they were promised.
+constexpr Duration kStopGrace = 200ms;
+
+// ---- enrolment API ----
+constexpr std::size_t kApiBodyMax = 16 * 1024;  // the largest document has five short members
+constexpr std::size_t kApiPathMax = 512;
+// A household's server asks once per login; a restart of a service with a thousand devices asks for all at once.
+constexpr double kTokenBurst = 2000;
+constexpr double kTokenPerSecond = 50;
+// Wrong tokens of one address: guessing is hopeless anyway (256 bits), this keeps it from costing anything.
+constexpr double kFailuresBurst = 20;
+constexpr double kFailuresPerSecond = 0.5;
+constexpr std::size_t kCallersMax = 20'000;
+
+// ---- control socket ----
+constexpr std::size_t kCommandSizeMax = 64 * 1024;
+constexpr std::size_t kCommandClientsMax = 32;
+
+}  // namespace porthole::remote

@@ -1,0 +1,81 @@
+#include "remote/state_dir.h"
+
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+
+#include "coordinator/auth_keys.h"
+#include "remote/clock.h"
+#include "support/support.h"
+
+namespace porthole::remote {
+
+StateDir::StateDir(const std::string& path, bool* in_use) : path_(path) {
+  app::ensure_state_dir(path);
+  std::string lock = file("lock");
+  lock_fd_ = ::open(lock.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+  if (lock_fd_ < 0) throw app::CommandError("cannot write " + lock + ": " + std::strerror(errno));
+  if (::flock(lock_fd_, LOCK_EX | LOCK_NB) == 0) return;
+  ::close(lock_fd_);
+  lock_fd_ = -1;
+  if (!in_use) throw app::CommandError("state directory " + path + " is in use by another porthole remote; stop it first");
+  *in_use = true;
+}
+
+StateDir::~StateDir() {
+  if (lock_fd_ >= 0) ::close(lock_fd_);
+}
+
+crypto::SecretText StateDir::load_or_create(const std::string& name, const crypto::SecretText& fresh) {
+  std::string path = file(name);
+  struct stat info {};
+  if (::stat(path.c_str(), &info) != 0) {
+    if (errno != ENOENT) throw app::CommandError("cannot read " + path + ": " + std::strerror(errno));
+    app::write_file_atomic(path, std::string(fresh.reveal()) + "\n", 0600);
+    return fresh.duplicate();
+  }
+  std::string text = app::read_file(path);
+  while (!text.empty() && (text.back() == '\n' || text.back() == '\r' || text.back() == ' ')) text.pop_back();
+  crypto::SecretText out(text);
+  crypto::wipe(MutBytes(reinterpret_cast<std::uint8_t*>(text.data()), text.size()));
+  return out;
+}
+
+crypto::MachinePrivate StateDir::noise_key() {
+  SystemRng rng;
+  auto text = load_or_create("noise.key", crypto::MachinePrivate::generate(rng).to_text());
+  auto key = crypto::MachinePrivate::parse(text.reveal());
+  if (!key) throw app::CommandError(file("noise.key") + " does not hold a key; restore it from a backup");
+  return std::move(*key);
+}
+
+crypto::NodePrivate StateDir::relay_key() {
+  SystemRng rng;
+  auto text = load_or_create("relay.key", crypto::NodePrivate::generate(rng).to_text());
+  auto key = crypto::NodePrivate::parse(text.reveal());
+  if (!key) throw app::CommandError(file("relay.key") + " does not hold a key; restore it from a backup");
+  return std::move(*key);
+}
+
+crypto::SecretBytes<32> StateDir::server_secret() {
+  crypto::SecretText text = load_or_create("server.secret", crypto::SecretText(app::random_hex(32)));
+  crypto::SecretBytes<32> out;
+  if (!from_hex_exact(text.reveal(), out.writable()))
+    throw app::CommandError(file("server.secret") + " does not hold 64 hexadecimal digits; restore it from a backup");
+  return out;
+}
+
+crypto::SecretText StateDir::admin_token() {
+  SystemRng rng;
+  // "admin" cannot be mistaken for an account: the enrolment API compares the whole text with this file first.
+  crypto::SecretText token = load_or_create("admin-token", coordinator::issue_token("admin", rng).text);
+  if (!coordinator::parse_token(token.reveal()))
+    throw app::CommandError(file("admin-token") + " does not hold a token; delete it to get a new one");
+  return token;
+}
+
+}  // namespace porthole::remote

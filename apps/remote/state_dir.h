@@ -1,0 +1,44 @@
+// The service's directory: its lock, its keys, its store.
+//
+//   lock            held by the process that serves; a second one is refused
+//   coordinator.db  accounts, keys, devices, nodes (SQLite, with -wal and -shm)
+//   noise.key       identity towards clients; losing it strands every running client
+//   relay.key       identity of the relay
+//   server.secret   device keys are derived from it
+//   admin-token     for the enrolment API; delete it and restart to get a new one
+//   control.sock    where the command line talks to the running service
+#pragma once
+
+#include <string>
+
+#include "crypto/secret.h"
+
+namespace porthole::remote {
+
+class StateDir {
+ public:
+  // Creates it (0700) and takes the lock. CommandError: not writable, or in use by a running service when
+  // `in_use` is null; otherwise *in_use tells and nothing is locked.
+  explicit StateDir(const std::string& path, bool* in_use = nullptr);
+  ~StateDir();
+  StateDir(const StateDir&) = delete;
+  StateDir& operator=(const StateDir&) = delete;
+
+  std::string file(const std::string& name) const { return path_ + "/" + name; }
+  std::string store_path() const { return file("coordinator.db"); }
+  std::string socket_path() const { return file("control.sock"); }
+  std::string admin_token_path() const { return file("admin-token"); }
+
+  // Each is made at first use and written 0600. CommandError when a file cannot be read or understood.
+  crypto::MachinePrivate noise_key();
+  crypto::NodePrivate relay_key();
+  crypto::SecretBytes<32> server_secret();
+  crypto::SecretText admin_token();
+
+ private:
+  crypto::SecretText load_or_create(const std::string& name, const crypto::SecretText& fresh);
+  std::string path_;
+  int lock_fd_ = -1;
+};
+
+}  // namespace porthole::remote

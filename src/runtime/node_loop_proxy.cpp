@@ -1,0 +1,183 @@
+// The loopback proxy's connections: handshake with the local program, dial into the tailnet, then a splice.
+#include <sys/socket.h>
+
+#include <cerrno>
+
+#include "runtime/node_loop.h"
+#include "runtime/sockaddr.h"
+
+namespace porthole::runtime {
+namespace {
+constexpr std::size_t kHandshakesMax = 1024;     // programs in the handshake or waiting for their connection
+constexpr Duration kDialTimeout = 30s;
+}  // namespace
+
+class NodeRuntime::Loop::ProxyConnection final : public FdHandler,
+                                                 public std::enable_shared_from_this<NodeRuntime::Loop::ProxyConnection> {
+ public:
+  ProxyConnection(Loop& loop, UniqueFd fd, const proxy::ProxyCredential& credential)
+      : loop_(loop), fd_(std::move(fd)), machine_(loop.clock_.now, {&credential, false}) {
+    token_ = loop_.loop_.add(fd_.get(), *this, true, false);
+  }
+  ~ProxyConnection() override {
+    if (token_) loop_.loop_.remove(token_);
+  }
+
+  Deadline next_timeout() const { return machine_.next_timeout(); }
+  void handle_timeout() {
+    machine_.handle_timeout(loop_.clock_.now);
+    advance();
+  }
+
+  void on_ready(bool readable, bool, bool hangup) override {
+    auto keep = shared_from_this();
+    if (readable && machine_.state() == proxy::ProxyState::kHandshake && !read()) return close();
+    // The program went away while its connection was being made.
+    if (hangup && machine_.state() != proxy::ProxyState::kHandshake) return close();
+    advance();
+  }
+
+ private:
+  bool read() {
+    std::uint8_t block[2048];
+    while (machine_.state() == proxy::ProxyState::kHandshake) {
+      ssize_t n = ::recv(fd_.get(), block, sizeof block, MSG_DONTWAIT);
+      if (n < 0 && errno == EINTR) continue;
+      if (n < 0 && errno == EAGAIN) return true;
+      if (n <= 0) return false;
+      Bytes got(block, static_cast<std::size_t>(n));
+      std::size_t taken = machine_.consume(got);
+      append(early_, got.subspan(taken));
+    }
+    return true;
+  }
+
+  void advance() {
+    while (auto event = machine_.poll_event()) {
+      if (auto* c = std::get_if<proxy::Connect>(&*event)) dial(*c);
+    }
+    if (!flush()) return close();
+    if (machine_.has_output()) return;
+    if (machine_.state() == proxy::ProxyState::kClosing) return close();
+    if (machine_.state() == proxy::ProxyState::kOpen && socket_) hand_over();
+  }
+
+  bool flush() {
+    std::uint8_t block[2048];
+    while (at_ < out_.size() || machine_.has_output()) {
+      if (at_ == out_.size()) {
+        std::size_t n = machine_.produce(block);
+        out_.assign(block, block + n);
+        at_ = 0;
+      }
+      ssize_t n = ::send(fd_.get(), out_.data() + at_, out_.size() - at_, MSG_DONTWAIT | MSG_NOSIGNAL);
+      if (n < 0 && errno == EINTR) continue;
+      if (n < 0 && errno == EAGAIN) break;
+      if (n <= 0) return false;
+      at_ += static_cast<std::size_t>(n);
+    }
+    bool reading = machine_.state() == proxy::ProxyState::kHandshake;
+    if (token_) loop_.loop_.change(token_, reading, at_ < out_.size());
+    return true;
+  }
+
+  void dial(const proxy::Connect& c) {
+    std::string host;
+    if (const auto* a = std::get_if<IpAddress>(&c.host)) host = a->to_string();
+    else host = std::get<std::string>(c.host);
+    loop_.open_tailnet(host, c.port, kDialTimeout, [self = weak_from_this(), &loop = loop_](Result<SocketId> r) {
+      auto me = self.lock();
+      if (!me || !me->token_) {
+        if (r) loop.engine_->stack().abort(loop.clock_.now, *r);
+        return;
+      }
+      if (r) {
+        me->socket_ = *r;
+        me->machine_.connected(loop.engine_->stack().local(*r));
+      } else {
+        loop.log_.write(LogLevel::kInfo, "proxy", r.error().message);
+        me->machine_.failed(proxy::connect_failure(r.error().code), r.error().message);
+      }
+      me->advance();
+    });
+  }
+
+  void hand_over() {
+    auto keep = shared_from_this();
+    SocketId socket = *socket_;
+    socket_.reset();
+    loop_.loop_.remove(token_);
+    token_ = 0;
+    loop_.proxy_connections_.erase(fd_.get());
+    loop_.splice(socket, std::move(fd_), early_);
+    loop_.defer_delete(std::move(keep));
+  }
+
+  void close() {
+    if (!token_) return;
+    auto keep = shared_from_this();
+    if (socket_) loop_.engine_->stack().abort(loop_.clock_.now, *socket_);
+    loop_.loop_.remove(token_);
+    token_ = 0;
+    loop_.proxy_connections_.erase(fd_.get());
+    loop_.defer_delete(std::move(keep));
+  }
+
+  Loop& loop_;
+  UniqueFd fd_;
+  EventLoop::Token token_ = 0;
+  proxy::ProxyMachine machine_;
+  std::optional<SocketId> socket_;   // connected, not yet handed over
+  ByteVector early_;                 // sent by the program behind its request
+  ByteVector out_;
+  std::size_t at_ = 0;
+};
+
+void NodeRuntime::Loop::add_proxy(UniqueFd fd) {
+  if (proxy_connections_.size() >= kHandshakesMax) return;
+  int number = fd.get();
+  proxy_connections_[number] = std::make_shared<ProxyConnection>(*this, std::move(fd), loopback_->credential);
+}
+
+Instant NodeRuntime::Loop::next_proxy_timeout() const {
+  Instant t = Instant::max();
+  for (const auto& [fd, c] : proxy_connections_) t = std::min(t, c->next_timeout().latest);
+  return t;
+}
+
+void NodeRuntime::Loop::expire_proxies() {
+  std::vector<std::shared_ptr<ProxyConnection>> due;
+  for (const auto& [fd, c] : proxy_connections_)
+    if (c->next_timeout().earliest <= clock_.now) due.push_back(c);
+  for (auto& c : due) c->handle_timeout();
+}
+
+Result<ProxyAccess> NodeRuntime::Loop::loopback(const std::string& address) {
+  if (loopback_) {
+    if (!address.empty() && address != loopback_->wanted)
+      return Error{ErrorCode::kAlreadyExists, "the loopback proxy already runs on " + loopback_->access.address};
+    return loopback_->access;
+  }
+  Endpoint at{IpAddress::v4(127, 0, 0, 1), 0};
+  if (!address.empty()) {
+    auto parsed = Endpoint::parse(address);
+    if (!parsed) return Error{ErrorCode::kInvalid, "'" + address + "' is not an ADDRESS:PORT for the loopback proxy"};
+    if (!parsed->address.is_loopback())
+      return Error{ErrorCode::kInvalid, "the proxy listens on loopback addresses only (127.0.0.1 or [::1]), not on " + parsed->address.to_string()};
+    at = *parsed;
+  }
+  auto listener = listen_tcp(at);
+  if (!listener) return listener.error();
+  std::uint8_t secret[16];
+  rng_.fill(secret);
+  std::string password = to_hex(secret);
+  std::string name = local_endpoint(listener->get()).to_string();
+  loopback_.emplace();
+  loopback_->wanted = address;
+  loopback_->access = {name, loopback_->credential.user, password};
+  loopback_->credential.password = crypto::SecretText(password);
+  loopback_->acceptor = std::make_unique<AcceptHandler>(loop_, std::move(*listener), [this](UniqueFd fd) { add_proxy(std::move(fd)); });
+  return loopback_->access;
+}
+
+}  // namespace porthole::runtime
