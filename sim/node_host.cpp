@@ -81,8 +81,8 @@ void NodeHost::start() {
   config.relay_only = config_.relay_only;
   config.udp_enabled = config_.udp_enabled;
   config.stack = config_.stack;
-  engine_ = std::make_unique<node::Engine>(std::move(config), machine_key_.duplicate(), node_key_.duplicate(), last_stamp_, *this,
-                                           rng_, log_, clock());
+  engine_ = std::make_unique<node::Engine>(std::move(config), machine_key_.duplicate(), node_key_.duplicate(), last_stamp_,
+                                           static_cast<DatagramSink&>(*this), rng_, log_, clock());
   app_ = std::make_unique<App>(world_, ledger_, engine_->stack(), config_.account);
   app_->serve(kAppPort);
   if (config_.udp_enabled) bind_udp(udp_port_ != 0 && !host_.is_bound(udp_port_) ? udp_port_ : std::uint16_t{0});

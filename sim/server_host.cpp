@@ -125,7 +125,7 @@ void ServerHost::stop_coordinator() {
 }
 
 void ServerHost::start_relay() {
-  relay_ = std::make_unique<relay::RelayServer>(relay_key_, *this, rng_, log_);
+  relay_ = std::make_unique<relay::RelayServer>(relay_key_, static_cast<relay::Admission&>(*this), rng_, log_);
   world_.note(config_.name, "relay started");
   poke();
 }
