@@ -811,8 +811,8 @@ bool DerpClient::has_output(StreamId id) const {
 
 bool DerpClient::congested(Instant now) const {
   for (const auto& [id, region] : regions_) {
-    if (!region.connection || !region.connection->logged_in() || region.queue.count() < kSendQueueCongested) continue;
-    const auto& since = region.connection->waiting_since;
+    if (!region->connection || !region->connection->logged_in() || region->queue.count() < kSendQueueCongested) continue;
+    const auto& since = region->connection->waiting_since;
     if (since && now - *since < kStallIgnored) return true;
   }
   return false;

@@ -321,6 +321,19 @@ TEST(DerpClient, QueueForgetsTheOldest) {
   EXPECT_EQ(load_be<std::uint32_t>(out.data() + login + frames::kPacketHeadSize), 10u);
 }
 
+TEST(DerpClient, CongestedOnlyWhileTheQueueIsFullAndDraining) {
+  Scripted s;
+  s.log_in();
+  for (std::size_t i = 0; i < kSendQueueCongested; ++i) {
+    EXPECT_FALSE(s.client.congested(s.now));
+    s.client.send(s.now, 1, s.peer(), ByteVector(10));
+  }
+  EXPECT_TRUE(s.client.congested(s.now));
+  EXPECT_FALSE(s.client.congested(s.now + kStallIgnored));
+  s.produce();
+  EXPECT_FALSE(s.client.congested(s.now));
+}
+
 TEST(DerpClient, SmallWriteBuffersCutFramesWithoutHarm) {
   Scripted s;
   s.log_in();

@@ -11,14 +11,14 @@ namespace porthole::derp {
 // Packets waiting for one relay connection. The reference keeps 32 and has a thread that drains them meanwhile; here a
 // whole burst (49 segments of one UDP_SEGMENT send, twice) is queued before the stream is written.
 constexpr std::size_t kSendQueuePacketsMax = 128;
-// From here on senders that can wait should: one more burst of 64 still fits.
-constexpr std::size_t kSendQueueCongested = 48;
-// A relay connection that took nothing for this long is in trouble; traffic over other ways no longer waits for it.
-constexpr Duration kStallIgnored = 200ms;
 // The same bound in bytes: 128 full tailnet packets (1,312 bytes and head) with room for one of the largest. At 8 Mbit/s
 // it is a quarter of a second.
 constexpr std::size_t kSendQueueBytesMax = 256 * 1024;
 static_assert(kSendQueueBytesMax >= wire::derp::kPacketHeadSize + wire::derp::kPacketSizeMax);
+// From here on senders that can wait should: one more burst of 64 still fits.
+constexpr std::size_t kSendQueueCongested = 48;
+// A relay connection that took nothing for this long is in trouble; traffic over other ways no longer waits for it.
+constexpr Duration kStallIgnored = 200ms;
 
 // Bytes that are neither droppable nor packets: HTTP head, login, pongs. Pongs beyond it are left out.
 constexpr std::size_t kControlBytesMax = 16 * 1024;
