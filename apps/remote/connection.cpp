@@ -225,7 +225,7 @@ void Connection::handle_request(MutBytes rest) {
   if (auto relay = relay::answer_relay_request(head, server_.relay_->public_key())) {
     append(pending_, relay->bytes);
     if (!relay->upgrade) {
-      close_when_sent_ = close_when_sent_ || !parser_.body().empty();
+      if (close_when_sent_ || !parser_.body().empty()) phase_ = Phase::kClosing;
       return write();
     }
     relay_id_ = server_.relay_->on_connect(read_clock().now, remote_);

@@ -112,7 +112,7 @@ void Server::start(coordinator::Coordinator& coordinator, coordinator::Directory
   coordinator_ = &coordinator;
   directory_ = &directory;
   api_ = &api;
-  relay_ = std::make_unique<relay::RelayServer>(relay_key, *this, rng_, Log::none());
+  relay_ = std::make_unique<relay::RelayServer>(relay_key, static_cast<relay::Admission&>(*this), rng_, Log::none());
   accept();
   for (auto& socket : stun_sockets_) receive_stun(socket);
   sweep();

@@ -52,17 +52,14 @@ Status ControlSession::begin(std::uint16_t version, const MachinePublic& server,
 
 Status ControlSession::consume(Bytes bytes) {
   if (bytes.empty()) return {};
-  const bool first = !received_;
-  received_ = true;
   switch (phase_) {
     case Phase::kWaitingForKey:
       return Error{ErrorCode::kProtocol, "it spoke first, which no control server does"};
     case Phase::kUpgrade: {
+      first_bytes_.take(bytes);
+      if (!first_bytes_.guess().empty()) return Error{ErrorCode::kProtocol, std::string(first_bytes_.guess())};
       auto taken = head_.consume(bytes);
-      if (!taken.ok()) {
-        const std::string_view guess = first ? guess_non_http(bytes) : std::string_view();
-        return guess.empty() ? Error(taken.error()) : Error{ErrorCode::kProtocol, std::string(guess)};
-      }
+      if (!taken.ok()) return taken.error();
       if (head_.head_done() && head_.head().status() == 101) return handle_head(bytes.subspan(*taken));
       if (head_.done()) return explain_status();
       return {};

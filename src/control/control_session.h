@@ -11,6 +11,7 @@
 #include "base/result.h"
 #include "base/rng.h"
 #include "base/stream.h"
+#include "control/http_fetch.h"
 #include "crypto/secret.h"
 #include "ts2021/h2.h"
 #include "ts2021/noise.h"
@@ -54,7 +55,7 @@ class ControlSession {
   bool tls_;
   bool opened_ = false;
   Phase phase_ = Phase::kWaitingForKey;
-  bool received_ = false;
+  FirstBytes first_bytes_;
   ByteVector out_;          // bytes ready for the stream
   std::size_t out_at_ = 0;
   std::optional<ts2021::NoiseInitiator> initiator_;

@@ -36,12 +36,12 @@ std::string printable_line(std::string_view text) {
   return out;
 }
 
-std::string_view guess_non_http(Bytes first_bytes) {
+std::string_view FirstBytes::guess() const {
   // TLS record header: alert or handshake, version 3.x (RFC 8446 section 5.1).
-  if (first_bytes.size() >= 2 && (first_bytes[0] == 0x15 || first_bytes[0] == 0x16) && first_bytes[1] == 0x03) {
+  if (bytes_.size() >= 2 && (bytes_[0] == 0x15 || bytes_[0] == 0x16) && bytes_[1] == 0x03) {
     return "it speaks TLS on this port: use https:// in the control URL";
   }
-  if (as_text(first_bytes).starts_with("SSH-")) return "an SSH server answers on this port";
+  if (as_text(bytes_).starts_with("SSH-")) return "an SSH server answers on this port";
   return {};
 }
 
@@ -110,19 +110,17 @@ HttpFetch::HttpFetch(StreamId id, std::string_view method, std::string_view targ
 }
 
 Result<bool> HttpFetch::consume(Bytes bytes) {
-  const bool first = !received_;
-  received_ = true;
   if (parser_.done()) return true;
+  first_bytes_.take(bytes);
+  if (!first_bytes_.guess().empty()) return Error{ErrorCode::kProtocol, std::string(first_bytes_.guess())};
   auto taken = parser_.consume(bytes);
-  if (taken.ok()) return parser_.done();
-  const std::string_view guess = first ? guess_non_http(bytes) : std::string_view();
-  if (!guess.empty()) return Error{ErrorCode::kProtocol, std::string(guess)};
-  return taken.error();
+  if (!taken.ok()) return taken.error();
+  return parser_.done();
 }
 
 Result<bool> HttpFetch::closed() {
   if (parser_.done()) return true;
-  if (!received_) return Error{ErrorCode::kReset, "it closed the connection without an answer"};
+  if (first_bytes_.empty()) return Error{ErrorCode::kReset, "it closed the connection without an answer"};
   Status end = parser_.end_of_stream();
   if (!end.ok()) return end.error();
   return parser_.done();

@@ -2,6 +2,7 @@
 // be said about an answer that is not what was asked for.
 #pragma once
 
+#include <algorithm>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -27,6 +28,19 @@ struct ControlUrl {
   std::string to_string() const { return (tls ? "https://" : "http://") + authority; }
 };
 
+// The first few bytes of a stream, kept to guess what speaks there when it is not HTTP.
+class FirstBytes {
+ public:
+  void take(Bytes bytes) { append(bytes_, bytes.first(std::min(bytes.size(), kSize - bytes_.size()))); }
+  bool empty() const { return bytes_.empty(); }
+  // A sentence, or empty when there is nothing to guess.
+  std::string_view guess() const;
+
+ private:
+  static constexpr std::size_t kSize = 8;
+  ByteVector bytes_;
+};
+
 class HttpFetch {
  public:
   HttpFetch(StreamId id, std::string_view method, std::string_view target, std::string_view authority);
@@ -49,7 +63,7 @@ class HttpFetch {
   bool opened_ = false;
   ByteVector request_;
   std::size_t sent_ = 0;
-  bool received_ = false;
+  FirstBytes first_bytes_;
   wire::HttpMessageParser parser_;
 };
 
@@ -59,7 +73,4 @@ Result<MachinePublic> read_key_answer(const HttpFetch& fetch, const ControlUrl& 
 
 // First line of a text that a server wrote, fit for a message: printable, at most kErrorTextSizeMax bytes.
 std::string printable_line(std::string_view text);
-// The likely reason why bytes that should be HTTP are not; empty when there is none to guess.
-std::string_view guess_non_http(Bytes first_bytes);
-
 }  // namespace porthole::control

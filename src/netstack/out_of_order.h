@@ -42,6 +42,7 @@ class OutOfOrder {
 
   std::vector<Snapshot> pending;       // duplicate ACKs to send, one per segment at the start of an episode
   std::size_t acks_in_episode = 0;
+  bool newer_than_pending = false;     // something came that none of them tells
 
  private:
   std::vector<Interval> intervals_;    // sorted, disjoint, not adjacent

@@ -24,6 +24,7 @@ Error error_for(SocketEventKind kind, ErrorCode code, const Endpoint& remote) {
     case ErrorCode::kReset: text = where + " reset the connection"; break;
     case ErrorCode::kUnavailable: text = where + " cannot be reached"; break;
     case ErrorCode::kPermission: text = "a filter on the way to " + where + " does not allow this"; break;
+    case ErrorCode::kNotFound: text = "the peer " + where + " is no longer part of this tailnet"; break;
     case ErrorCode::kCancelled: text = "this node no longer has the address that the connection to " + where + " used"; break;
     case ErrorCode::kLimit: text = "the connection to " + where + " was closed because memory ran out"; break;
     default: text = "the connection to " + where + " ended"; break;
@@ -679,6 +680,22 @@ void Stack::Impl::tunnel_blocked(Instant now, const IpAddress& address, bool blo
   }
 }
 
+void Stack::Impl::peer_removed(Instant now, const IpAddress& address) {
+  now_seen = now;
+  for (std::size_t i = 0; i < slots_.size(); ++i) {
+    auto* c = std::get_if<std::unique_ptr<TcpConnection>>(&slots_[i].what);
+    if (c == nullptr || (*c)->finished() || (*c)->remote().address != address) continue;
+    (*c)->fail(ErrorCode::kNotFound);
+    settle(**c);
+  }
+  for (auto it = flows_.begin(); it != flows_.end();) {
+    auto current = it++;
+    if (auto* half = std::get_if<std::unique_ptr<HalfOpen>>(&current->second)) {
+      if ((*half)->handshake.remote == address) remove_half_open(current->first);
+    }
+  }
+}
+
 void Stack::Impl::check_invariants() const {
   std::size_t chunks = 0;
   std::size_t live = 0;
@@ -792,6 +809,7 @@ TcpInfo Stack::info(SocketId id) const {
 const Counters& Stack::counters() const { return impl_->counters; }
 MemoryUse Stack::memory() const { return impl_->memory(); }
 void Stack::path_changed(Instant now, const IpAddress& peer, PathChange kind) { impl_->path_changed(now, peer, kind); }
+void Stack::peer_removed(Instant now, const IpAddress& peer) { impl_->peer_removed(now, peer); }
 void Stack::tunnel_blocked(Instant now, const IpAddress& peer, bool blocked) {
   impl_->tunnel_blocked(now, peer, blocked);
 }

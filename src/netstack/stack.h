@@ -225,6 +225,9 @@ class Stack {
   // copy of each segment. The first packets must still go to the tunnel, so block only once it has one staged.
   void tunnel_blocked(Instant now, const IpAddress& peer, bool blocked);
 
+  // The peer is no longer part of the tailnet: its connections are reset here and now, without a word to it.
+  void peer_removed(Instant now, const IpAddress& peer);
+
   // Gives free chunks back to the allocator.
   void release_memory();
   // Asserts what must always hold (tests, fuzzing); linear in everything.

@@ -49,6 +49,7 @@ class Stack::Impl final : public TcpHost {
   MemoryUse memory() const;
   void path_changed(Instant now, const IpAddress& peer, PathChange kind);
   void tunnel_blocked(Instant now, const IpAddress& peer, bool blocked);
+  void peer_removed(Instant now, const IpAddress& peer);
   void check_invariants() const;
   Endpoint local(SocketId id) const;
   Endpoint remote(SocketId id) const;

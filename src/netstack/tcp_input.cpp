@@ -276,10 +276,12 @@ void TcpConnection::push_duplicate_ack() {
       duplicate_.reset();
     }
     ooo_->pending.push_back(snapshot);
+    ooo_->newer_than_pending = false;
     ack_pending_ = true;
     schedule_ack();
     return;
   }
+  if (ooo_) ooo_->newer_than_pending = true;
   ack_now_ = true;
   schedule_ack();
 }

@@ -127,7 +127,8 @@ bool TcpConnection::send_acks(Instant now, PacketSink& sink, bool wait_for_data)
       if (!emit(now, sink, snd_nxt_, 0, kAck, &ooo_->pending[sent])) break;
     bool all = sent == ooo_->pending.size();
     // The last of them tells the present state; another one would only repeat it.
-    bool current = sent > 0 && ooo_->pending[sent - 1].acknowledgment == wire_sequence(rcv_nxt_) && !duplicate_;
+    bool current = sent > 0 && ooo_->pending[sent - 1].acknowledgment == wire_sequence(rcv_nxt_) && !duplicate_ &&
+                   !ooo_->newer_than_pending;
     ooo_->pending.erase(ooo_->pending.begin(), ooo_->pending.begin() + static_cast<std::ptrdiff_t>(sent));
     if (!all) return false;
     ack_pending_ = false;

@@ -434,6 +434,8 @@ void TcpConnection::rate_reduction(const AckRound& round) {
     if (round.una_advanced && lost_total_ == round.lost_before) may_send += segment_;
     may_send = std::min(may_send, target - in_flight);
   }
+  // A partial acknowledgment is one segment that left: the next hole may take its place, whatever the rounding.
+  if (round.una_advanced && lost_pending_ > 0) may_send = std::max<std::uint64_t>(may_send, segment_);
   if (prr_out_ == 0) may_send = std::max<std::uint64_t>(may_send, segment_);   // the first resend always leaves
   prr_window_ = in_flight + may_send;
 }

@@ -21,11 +21,6 @@ json::array texts(const std::vector<IpAddress>& list) {
 }
 double to_ms(Duration d) { return static_cast<double>(d.count()) / 1e6; }
 
-Endpoint unspecified(bool v6) {
-  static constexpr std::uint8_t kZero[16] = {};
-  return {v6 ? IpAddress::v6_bytes(kZero) : IpAddress::v4(0), 0};
-}
-
 }  // namespace
 
 NodeRuntime::Loop::Loop(NodeOptions options, StateDir dir, StateStore store, NodeState state, int event_wake_fd)

@@ -58,6 +58,7 @@ struct Node final : Host {
   std::string name;
   ScriptedRng rng;
   crypto::NodePrivate key;
+  NodePublic shown;  // of `key`
   Endpoint endpoint;
   IpAddress address;  // inside the tunnel
   Duration wall_offset{};
@@ -78,7 +79,7 @@ struct Node final : Host {
 
   Clock clock() const;
   PeerId add(const Node& other);
-  PeerId id_of(const Node& other) const { return tunnel->find(other.key.public_key()).value(); }
+  PeerId id_of(const Node& other) const { return tunnel->find(other.shown).value(); }
   void send(const Node& to, std::uint64_t id, std::size_t size = 60);
   // Times at which messages of `type` were sent.
   std::vector<Instant> sent_at(std::uint8_t type) const {
@@ -193,6 +194,7 @@ class World {
 inline Node::Node(World& w, std::string n, std::uint64_t seed, std::uint8_t number)
     : world(w), name(std::move(n)), rng(seed) {
   key = crypto::NodePrivate::generate(rng);
+  shown = key.public_key();
   endpoint = {IpAddress::v4(192, 0, 2, number), 41641};
   address = IpAddress::v4(100, 64, 0, number);
   tunnel = std::make_unique<Tunnel>(*this, rng);
@@ -201,7 +203,7 @@ inline Node::Node(World& w, std::string n, std::uint64_t seed, std::uint8_t numb
 inline Clock Node::clock() const { return {world.now, world.wall + wall_offset}; }
 inline PeerId Node::add(const Node& other) {
   const Prefix p = Prefix::host(other.address);
-  return tunnel->add_peer(clock(), other.key.public_key(), std::span(&p, 1));
+  return tunnel->add_peer(clock(), other.shown, std::span(&p, 1));
 }
 inline void Node::send(const Node& to, std::uint64_t id, std::size_t size) {
   const ByteVector p = ip_packet(address, to.address, id, size);
@@ -214,7 +216,7 @@ inline bool Node::admit(const NodePublic& k) {
   asked.push_back(k);
   if (!admit_all) return false;
   for (const auto& n : world.nodes) {
-    if (n->key.public_key() == k) return add(*n) != kNoPeer;
+    if (n->shown == k) return add(*n) != kNoPeer;
   }
   return false;
 }
@@ -224,7 +226,7 @@ inline void Node::transmit(PeerId peer, Bytes run, std::size_t segment_size) {
     const Bytes datagram = run.subspan(at, std::min(segment_size, run.size() - at));
     if (keep_sent) sent.push_back({world.now, to_vector(datagram)});
     for (const auto& n : world.nodes) {
-      if (n.get() == this || n->key.public_key() != to) continue;
+      if (n.get() == this || n->shown != to) continue;
       if (world.pass && !world.pass(*this, *n, datagram)) continue;
       world.put(endpoint, *n, datagram);
     }

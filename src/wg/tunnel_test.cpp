@@ -392,13 +392,13 @@ TEST(WgSources, RelayedHandshakeAndData) {
   p.a.send(p.b, 1);
   auto relay = [&](Node& from, Node& to) {
     ByteVector copy = from.sent.back().datagram;
-    to.tunnel->handle_relayed(to.clock(), 7, from.key.public_key(), copy);
+    to.tunnel->handle_relayed(to.clock(), 7, from.shown, copy);
   };
   relay(p.a, p.b);
   relay(p.b, p.a);
   relay(p.a, p.b);
   ASSERT_EQ(p.b.delivered.size(), 1u);
-  EXPECT_EQ(p.b.authentic.back().second, Source(RelaySource{7, p.a.key.public_key()}));
+  EXPECT_EQ(p.b.authentic.back().second, Source(RelaySource{7, p.a.shown}));
 }
 
 // ---- admission
@@ -411,7 +411,7 @@ TEST(WgAdmit, OnlyProvenKeysAreAskedAbout) {
   a.send(b, 1);
   world.run_for(1s);
   ASSERT_EQ(b.asked.size(), 1u);
-  EXPECT_EQ(b.asked[0], a.key.public_key());
+  EXPECT_EQ(b.asked[0], a.shown);
   EXPECT_EQ(drops(b, Drop::kUnknownPeer), 1u);
   EXPECT_TRUE(b.sent.empty());
   b.admit_all = true;
@@ -425,7 +425,7 @@ TEST(WgAdmit, OnlyProvenKeysAreAskedAbout) {
   SeededRng rng(9);
   Identity liar = Identity::of(c.key);
   liar.shown = crypto::NodePrivate::generate(rng).public_key();
-  const PeerKeys to_b = PeerKeys::of(liar, b.key.public_key(), {});
+  const PeerKeys to_b = PeerKeys::of(liar, b.shown, {});
   ByteVector message(kInitiationSize);
   ASSERT_TRUE(build_initiation(liar, to_b, crypto::NodePrivate::generate(rng), 5, Tai64n::from_wall(world.wall), message));
   write_mac1(to_b.mac1_key, message);
@@ -450,13 +450,13 @@ TEST(WgAdmit, PresharedKeysMustAgree) {
   Node& b = world.add("b");
   const Prefix pa[] = {Prefix::host(a.address)}, pb[] = {Prefix::host(b.address)};
   const crypto::SecretBytes<32> psk(ByteVector(32, 7));
-  a.tunnel->add_peer(a.clock(), b.key.public_key(), pb, &psk);
-  b.tunnel->add_peer(b.clock(), a.key.public_key(), pa);
+  a.tunnel->add_peer(a.clock(), b.shown, pb, &psk);
+  b.tunnel->add_peer(b.clock(), a.shown, pa);
   a.send(b, 1);
   world.run_for(3s);
   EXPECT_TRUE(b.delivered.empty());
   EXPECT_EQ(drops(a, Drop::kBadHandshake), 1u);
-  b.tunnel->add_peer(b.clock(), a.key.public_key(), pa, &psk);
+  b.tunnel->add_peer(b.clock(), a.shown, pa, &psk);
   world.run_for(10s);
   EXPECT_EQ(b.delivered.size(), 1u);
 }
@@ -473,7 +473,7 @@ TEST(WgLoad, FloodGetsCookiesAndAGoodPeerGetsThrough) {
   server.admit_all = false;
   // Strangers who know the server's public key, from 100 addresses, 10,000 a second.
   const Identity stranger = Identity::of(crypto::NodePrivate::generate(rng));
-  const PeerKeys to_server = PeerKeys::of(stranger, server.key.public_key(), {});
+  const PeerKeys to_server = PeerKeys::of(stranger, server.shown, {});
   std::vector<ByteVector> flood;
   for (int i = 0; i < 50; ++i) {
     ByteVector m(kInitiationSize);
@@ -566,7 +566,7 @@ struct Snapshot {
         rx(0), tx(0),
         drops(all_drops(n)) {
     for (const auto& other : n.world.nodes) {
-      if (const auto id = n.tunnel->find(other->key.public_key())) {
+      if (const auto id = n.tunnel->find(other->shown)) {
         rx += n.tunnel->stats(*id).rx_bytes;
         tx += n.tunnel->stats(*id).tx_bytes;
       }

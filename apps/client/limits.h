@@ -1,0 +1,38 @@
+// Bounds of the media client, each with its reason. What both ends share is in session/limits.h.
+#pragma once
+
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+
+namespace porthole::client {
+
+// A server on the LAN answers in milliseconds; after this the local attempt has failed and the tailnet is offered.
+inline constexpr std::chrono::milliseconds kLocalConnectTimeout{2000};
+// TLS and WebSocket handshakes on a connected stream, five round trips at most, over a relay on another continent too.
+inline constexpr std::chrono::milliseconds kHandshakeTimeout{10'000};
+// An answer to a request. A login may take the server's 3 s of enrolment and a queue of password checks.
+inline constexpr std::chrono::milliseconds kAnswerTimeout{30'000};
+// C8.
+inline constexpr int kRemoteAttemptsMax = 5;
+inline constexpr std::chrono::milliseconds kRemoteBackoffFirst{500};
+// Until the node is running again from stored state, and until the server is reachable on the tailnet.
+inline constexpr std::chrono::milliseconds kTailnetReadyTimeout{30'000};
+inline constexpr std::chrono::milliseconds kPeerReadyTimeout{20'000};
+// How long `login` waits for the join to be persisted.
+inline constexpr std::chrono::milliseconds kJoinTimeout{60'000};
+
+// Bytes a stream may have under way and unread: 4 MiB keep 250 Mbit/s flowing at 130 ms.
+inline constexpr std::uint64_t kWindowBytes = 4 * 1024 * 1024;
+
+// Players open a few connections, browsers up to six per host.
+inline constexpr std::size_t kPlaybackConnectionsMax = 16;
+inline constexpr std::size_t kPlaybackHeaderBytesMax = 16 * 1024;
+// A player that pauses keeps its request open for long; one that never asks anything is let go.
+inline constexpr std::chrono::seconds kPlaybackIdle{60};
+
+inline constexpr std::size_t kServersMax = 64;
+inline constexpr std::size_t kStoreBytesMax = 1024 * 1024;
+inline constexpr std::size_t kListItemsMax = 100'000;
+
+}  // namespace porthole::client

@@ -1,0 +1,139 @@
+// TailnetNode over libporthole.
+#include "client/tailnet.h"
+
+#ifdef PORTHOLE_HAS_NODE_LIBRARY
+
+#include <atomic>
+#include <boost/json.hpp>
+#include <porthole/porthole.hpp>
+
+namespace porthole::client {
+namespace {
+
+using boost::json::object;
+
+object parse_object(const std::string& text) {
+  boost::system::error_code error;
+  boost::json::value value = boost::json::parse(text, error);
+  return !error && value.is_object() ? value.as_object() : object();
+}
+std::string text_of(const object& o, const char* key) {
+  const boost::json::value* v = o.if_contains(key);
+  return v && v->is_string() ? std::string(v->as_string()) : std::string();
+}
+
+NodeError translated(const Exception& e) {
+  switch (e.code()) {
+    case PORTHOLE_ERROR_TIMEOUT:
+      return {NodeError::Kind::kTimeout, e.what()};
+    case PORTHOLE_ERROR_UNAUTHORIZED:
+    case PORTHOLE_ERROR_EXPIRED:
+      return {NodeError::Kind::kUnauthorized, e.what()};
+    case PORTHOLE_ERROR_NOT_FOUND:
+      return {NodeError::Kind::kNotFound, e.what()};
+    case PORTHOLE_ERROR_EXISTS:
+      return {NodeError::Kind::kInUse, "another porthole client is using the tailnet of this server; end it first"};
+    default:
+      return {NodeError::Kind::kFailed, e.what()};
+  }
+}
+
+template <class F>
+auto guarded(F f) {
+  try {
+    return f();
+  } catch (const Exception& e) {
+    throw translated(e);
+  }
+}
+
+class NativeNode final : public TailnetNode {
+ public:
+  explicit NativeNode(const TailnetNodeConfig& c) : node_(options(c)) {}
+  ~NativeNode() override {
+    stopping_ = true;
+    if (observer_.joinable()) observer_.join();
+  }
+
+  void join(std::chrono::milliseconds time_max) override {
+    guarded([&] { node_.wait_running(time_max); });
+  }
+  bool connected() override {
+    return guarded([&] { return text_of(parse_object(node_.status_json()), "state") == "running"; });
+  }
+  ProxyEndpoint loopback_proxy() override {
+    Loopback l = guarded([&] { return node_.loopback(); });
+    return {l.address, l.username, l.password};
+  }
+  void wait_peer(const std::string& peer, std::chrono::milliseconds time_max) override {
+    guarded([&] { node_.wait_peer(peer, time_max); });
+  }
+  std::string path_to(const std::string& peer) override {
+    object status = parse_object(guarded([&] { return node_.status_json(); }));
+    const boost::json::value* peers = status.if_contains("peers");
+    if (!peers || !peers->is_array()) return "unknown";
+    for (const boost::json::value& v : peers->as_array()) {
+      if (!v.is_object()) continue;
+      const object& p = v.as_object();
+      std::string name = text_of(p, "name");
+      bool same = name == peer || (name.starts_with(peer) && name.size() > peer.size() && name[peer.size()] == '.');
+      if (const boost::json::value* ips = p.if_contains("ips"); ips && ips->is_array())
+        for (const boost::json::value& ip : ips->as_array()) same = same || (ip.is_string() && ip.as_string() == peer);
+      if (!same) continue;
+      std::string path = text_of(p, "path");
+      return path.empty() ? "unknown" : path;
+    }
+    return "unknown";
+  }
+  void observe(std::function<void(const std::string&)> state) override {
+    if (observer_.joinable()) return;
+    observer_ = std::thread([this, state = std::move(state)] {
+      while (!stopping_) {
+        try {
+          auto text = node_.next_event(std::chrono::milliseconds(200));
+          if (!text) continue;
+          object event = parse_object(*text);
+          std::string name = text_of(event, "event");
+          if (name == "state") name = text_of(event, "state");
+          if (name == "login_url") name = "login_needed";
+          state(name);
+        } catch (const Exception&) {
+          return;  // closed
+        }
+      }
+    });
+  }
+
+ private:
+  static NodeOptions options(const TailnetNodeConfig& c) {
+    NodeOptions o;
+    o.state_dir = c.state_dir;
+    o.control_url = c.coordination_url;
+    o.auth_key = c.auth_key;
+    o.hostname = c.hostname;
+    o.ca_file = c.ca_file;
+    return o;
+  }
+
+  Node node_;
+  std::atomic<bool> stopping_{false};
+  std::thread observer_;
+};
+
+}  // namespace
+
+TailnetNodeFactory native_node_factory() {
+  return [](const TailnetNodeConfig& config) {
+    return guarded([&]() -> std::unique_ptr<TailnetNode> { return std::make_unique<NativeNode>(config); });
+  };
+}
+
+}  // namespace porthole::client
+
+#else
+
+namespace porthole::client {
+TailnetNodeFactory native_node_factory() { return {}; }
+}  // namespace porthole::client
+
+#endif

@@ -1,0 +1,240 @@
+#include "client/tailnet.h"
+
+#include <sys/stat.h>
+
+#include <boost/json.hpp>
+#include <filesystem>
+
+#include "client/error.h"
+#include "support/support.h"
+
+namespace porthole::client {
+namespace {
+
+using namespace std::chrono_literals;
+
+constexpr const char* kKeyInvalid =
+    "the key is no longer valid, or this device was revoked; log in at home again to get a new one";
+
+}  // namespace
+
+const char* name_of(TailnetState state) {
+  switch (state) {
+    case TailnetState::kIdle:
+      return "idle";
+    case TailnetState::kJoining:
+      return "joining";
+    case TailnetState::kConnected:
+      return "connected";
+    case TailnetState::kFailed:
+      return "failed";
+  }
+  return "unknown";
+}
+
+TailnetClient::TailnetClient(std::string dir, std::string hostname, std::string ca_file, TailnetNodeFactory factory)
+    : dir_(std::move(dir)), hostname_(std::move(hostname)), ca_file_(std::move(ca_file)), factory_(std::move(factory)) {
+  app::ensure_state_dir(dir_);
+  std::string note = dir_ + "/tailnet.json";
+  struct stat s {};
+  if (::stat(note.c_str(), &s) == 0) {
+    boost::system::error_code error;
+    boost::json::value value = boost::json::parse(app::read_file(note), error);
+    const boost::json::object* stored = error ? nullptr : value.if_object();
+    const boost::json::value* version = stored ? stored->if_contains("version") : nullptr;
+    const boost::json::value* url = stored ? stored->if_contains("coordination_url") : nullptr;
+    if (version && version->is_int64() && version->as_int64() > 1)
+      throw ClientError(Failure::kFailed, note + " was written by a newer version of porthole; update this one");
+    if (!version || !url || !url->is_string())
+      throw ClientError(Failure::kFailed, note + " is damaged; remove the folder " + dir_ + " and log in at home again");
+    joined_url_ = std::string(url->as_string());
+  }
+  thread_ = std::thread([this] { run(); });
+}
+
+TailnetClient::~TailnetClient() {
+  {
+    std::lock_guard lock(mutex_);
+    stopping_ = true;
+    changed_.notify_all();
+  }
+  thread_.join();
+}
+
+void TailnetClient::save() {
+  boost::json::object note{{"version", 1}, {"coordination_url", joined_url()}};
+  app::write_file_atomic(dir_ + "/tailnet.json", boost::json::serialize(note) + "\n", 0600);
+}
+
+bool TailnetClient::has_joined() const {
+  std::lock_guard lock(mutex_);
+  return !joined_url_.empty();
+}
+std::string TailnetClient::joined_url() const {
+  std::lock_guard lock(mutex_);
+  return joined_url_;
+}
+TailnetStatus TailnetClient::status() const {
+  std::lock_guard lock(mutex_);
+  return status_;
+}
+void TailnetClient::observe(std::function<void(const TailnetStatus&)> observer) {
+  std::lock_guard lock(mutex_);
+  observer_ = std::move(observer);
+}
+std::shared_ptr<TailnetNode> TailnetClient::node() const {
+  std::lock_guard lock(mutex_);
+  return node_;
+}
+
+void TailnetClient::start(Order order) {
+  std::lock_guard lock(mutex_);
+  if (order_ || status_.state == TailnetState::kJoining || status_.state == TailnetState::kConnected) return;
+  order_ = std::move(order);
+  status_ = {TailnetState::kJoining, {}, false};
+  changed_.notify_all();
+}
+
+void TailnetClient::join(const std::string& coordination_url, const std::string& key) { start({coordination_url, key}); }
+void TailnetClient::ensure_connected() { start({}); }
+
+void TailnetClient::enter(TailnetState state, const std::string& problem, bool unauthorized) {
+  std::function<void(const TailnetStatus&)> observer;
+  TailnetStatus status{state, problem, unauthorized};
+  {
+    std::lock_guard lock(mutex_);
+    status_ = status;
+    observer = observer_;
+    changed_.notify_all();
+  }
+  if (observer) observer(status);
+}
+
+void TailnetClient::run() {
+  for (;;) {
+    Order order;
+    {
+      std::unique_lock lock(mutex_);
+      changed_.wait(lock, [this] { return stopping_ || order_; });
+      if (stopping_) break;
+      order = *std::exchange(order_, std::nullopt);
+    }
+    try {
+      bring_up(order);
+    } catch (const NodeError& e) {
+      bool unauthorized = e.kind() == NodeError::Kind::kUnauthorized;
+      enter(TailnetState::kFailed, unauthorized ? std::string(kKeyInvalid) + " (" + e.what() + ")" : e.what(), unauthorized);
+    } catch (const std::exception& e) {
+      enter(TailnetState::kFailed, e.what());
+    }
+  }
+  // Whoever still waits on the node keeps it until they are done.
+  std::lock_guard lock(mutex_);
+  node_.reset();
+}
+
+void TailnetClient::bring_up(const Order& order) {
+  enter(TailnetState::kJoining);
+  std::string joined = joined_url();
+  if (joined.empty() && order.key.empty())
+    throw NodeError(NodeError::Kind::kFailed, "this device never joined the tailnet of this server; log in at home first");
+  if (!factory_) throw NodeError(NodeError::Kind::kFailed, "this build of porthole has no tailnet node");
+  // From stored state first where there is some: a key that was used up or has expired since does not matter then.
+  bool stored = !joined.empty() && (order.url.empty() || order.url == joined);
+  for (;;) {
+    TailnetNodeConfig config{dir_ + "/node", stored ? joined : order.url, stored ? std::string() : order.key, hostname_, ca_file_};
+    {
+      std::lock_guard lock(mutex_);
+      node_.reset();
+    }
+    try {
+      if (!stored) {
+        // Whatever is there belongs to a login that is not wanted any more.
+        std::error_code ignored;
+        std::filesystem::remove_all(config.state_dir, ignored);
+      }
+      std::shared_ptr<TailnetNode> made = factory_(config);
+      {
+        std::lock_guard lock(mutex_);
+        node_ = made;
+      }
+      made->observe([this](const std::string&) { changed_.notify_all(); });
+      for (;;) {
+        try {
+          made->join(250ms);
+          break;
+        } catch (const NodeError& e) {
+          if (e.kind() != NodeError::Kind::kTimeout) throw;
+        }
+        std::lock_guard lock(mutex_);
+        if (stopping_) return;
+      }
+      break;
+    } catch (const NodeError& e) {
+      {
+        std::lock_guard lock(mutex_);
+        node_.reset();
+      }
+      if (e.kind() != NodeError::Kind::kUnauthorized || !stored || order.key.empty()) throw;
+      stored = false;  // the stored login has ended, but there is a key
+    }
+  }
+  {
+    std::lock_guard lock(mutex_);
+    joined_url_ = stored ? joined : order.url;
+  }
+  if (!stored) save();
+  enter(TailnetState::kConnected);
+}
+
+void TailnetClient::wait_connected(std::chrono::milliseconds time_max) {
+  std::unique_lock lock(mutex_);
+  bool done = changed_.wait_for(lock, time_max, [this] {
+    return stopping_ || status_.state == TailnetState::kConnected || status_.state == TailnetState::kFailed;
+  });
+  if (status_.state == TailnetState::kConnected) return;
+  if (!done) throw ClientError(Failure::kUnreachable, "the tailnet does not answer yet");
+  throw ClientError(status_.unauthorized ? Failure::kKeyInvalid : Failure::kUnreachable, status_.problem);
+}
+
+namespace {
+
+[[noreturn]] void raise(const NodeError& e, const std::string& doing) {
+  if (e.kind() == NodeError::Kind::kUnauthorized)
+    throw ClientError(Failure::kKeyInvalid, std::string(kKeyInvalid) + " (" + e.what() + ")");
+  throw ClientError(Failure::kUnreachable, doing + ": " + e.what());
+}
+
+}  // namespace
+
+ProxyEndpoint TailnetClient::proxy() {
+  std::shared_ptr<TailnetNode> n = node();
+  if (!n) throw ClientError(Failure::kUnreachable, "the tailnet is not connected");
+  try {
+    return n->loopback_proxy();
+  } catch (const NodeError& e) {
+    raise(e, "the way into the tailnet cannot be opened");
+  }
+}
+
+void TailnetClient::wait_peer(const std::string& peer, std::chrono::milliseconds time_max) {
+  std::shared_ptr<TailnetNode> n = node();
+  if (!n) throw ClientError(Failure::kUnreachable, "the tailnet is not connected");
+  try {
+    n->wait_peer(peer, time_max);
+  } catch (const NodeError& e) {
+    raise(e, "the server cannot be reached over the tailnet");
+  }
+}
+
+std::string TailnetClient::path_to(const std::string& peer) {
+  std::shared_ptr<TailnetNode> n = node();
+  if (!n) return "unknown";
+  try {
+    return n->path_to(peer);
+  } catch (const NodeError&) {
+    return "unknown";
+  }
+}
+
+}  // namespace porthole::client

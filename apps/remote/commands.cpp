@@ -1,0 +1,296 @@
+// The verbs of `porthole remote`.
+#include <CLI/CLI.hpp>
+#include <charconv>
+#include <cstdio>
+#include <memory>
+
+#include "cli/command.h"
+#include "coordinator/directory.h"
+#include "remote/clock.h"
+#include "remote/control_socket.h"
+#include "remote/service.h"
+#include "remote/service_json.h"
+#include "remote/sqlite_store.h"
+#include "remote/state_dir.h"
+#include "support/support.h"
+
+namespace porthole::app {
+
+namespace json = boost::json;
+
+namespace {
+
+struct Common {
+  std::string state_dir;
+  bool json = false;
+};
+
+// "90s", "15m", "24h", "30d"; a bare number is seconds.
+std::int64_t parse_seconds(const std::string& text) {
+  std::int64_t number = 0;
+  auto [end, problem] = std::from_chars(text.data(), text.data() + text.size(), number);
+  std::string_view unit(end, static_cast<std::size_t>(text.data() + text.size() - end));
+  std::int64_t factor = unit.empty() || unit == "s" ? 1 : unit == "m" ? 60 : unit == "h" ? 3600 : unit == "d" ? 86400 : 0;
+  if (problem != std::errc() || factor == 0 || number <= 0 || number > 1'000'000'000 / factor)
+    throw CommandError("--expires " + text + ": give a number with s, m, h or d, such as 24h", 2);
+  return number * factor;
+}
+
+// Through the running service if there is one, else on the store.
+json::object execute(const Common& common, const json::object& command) {
+  bool in_use = false;
+  remote::StateDir state(common.state_dir, &in_use);
+  json::object answer;
+  if (in_use) {
+    answer = remote::ask_control_socket(state.socket_path(), command);
+  } else {
+    auto store = remote::SqliteStore::open(state.store_path());
+    if (!store) throw CommandError(store.error().message);
+    remote::SystemRng rng;
+    coordinator::DirectoryConfig config;
+    config.server_secret = state.server_secret();
+    auto directory = coordinator::Directory::open(std::move(config), **store, rng, Log::none());
+    if (!directory) throw CommandError(directory.error().message);
+    answer = remote::run_command(**directory, remote::read_clock(), command);
+  }
+  const json::value* ok = answer.if_contains("ok");
+  if (!ok || !ok->is_bool() || !ok->as_bool()) {
+    const json::value* error = answer.if_contains("error");
+    const json::value* code = answer.if_contains("code");
+    bool usage = code && code->is_string() && code->as_string() == to_string(ErrorCode::kInvalid);
+    throw CommandError(error && error->is_string() ? std::string(error->as_string()) : "the service failed", usage ? 2 : 1);
+  }
+  answer.erase("ok");
+  return answer;
+}
+
+std::string text_at(const json::object& o, std::string_view name) {
+  const json::value* v = o.if_contains(name);
+  return v && v->is_string() ? std::string(v->as_string()) : std::string();
+}
+bool flag_at(const json::object& o, std::string_view name) {
+  const json::value* v = o.if_contains(name);
+  return v && v->is_bool() && v->as_bool();
+}
+
+void print_device(const json::object& d) {
+  std::string addresses;
+  if (const json::value* list = d.if_contains("addresses"); list && list->is_array())
+    for (const auto& a : list->as_array()) addresses += (addresses.empty() ? "" : " ") + std::string(a.as_string());
+  std::string node = text_at(d, "node");
+  std::printf("%-6s %-16s %-20s %-24s %-9s %-8s %s\n", node.empty() ? "-" : node.c_str(), text_at(d, "account").c_str(),
+              text_at(d, "device").empty() ? "-" : text_at(d, "device").c_str(),
+              text_at(d, "name").empty() ? "-" : text_at(d, "name").c_str(), text_at(d, "state").c_str(),
+              flag_at(d, "online") ? "online" : "offline", addresses.c_str());
+}
+
+void add_common(CLI::App* app, const std::shared_ptr<Common>& common) {
+  app->add_option("--statedir", common->state_dir, "Directory of the service's keys and store")->required();
+  app->add_flag("--json", common->json, "Print JSON lines");
+}
+
+int run_service(const remote::ServiceOptions& options, bool as_json) {
+  StopSignal stop;
+  remote::RemoteService service(options);
+  if (as_json) {
+    print_event({{"event", "ready"},
+                 {"url", service.url()},
+                 {"admin_token_file", service.admin_token_file()},
+                 {"stun_port", service.stun_port()},
+                 {"listen", service.listen().to_string()}});
+  } else {
+    std::printf("listening on %s, STUN on UDP port %d\nclients use %s\nthe admin token is in %s\n",
+                service.listen().to_string().c_str(), static_cast<int>(service.stun_port()), service.url().c_str(),
+                service.admin_token_file().c_str());
+    std::fflush(stdout);
+  }
+  service.run(stop.fd());
+  if (as_json) print_event({{"event", "stopped"}});
+  else std::printf("stopped\n");
+  return 0;
+}
+
+void add_run(CLI::App& parent, Run& run) {
+  auto options = std::make_shared<remote::ServiceOptions>();
+  auto listen = std::make_shared<std::string>("0.0.0.0:8443");
+  auto as_json = std::make_shared<bool>(false);
+  CLI::App* verb = parent.add_subcommand("run", "Run the coordination service until it is stopped");
+  verb->add_option("--statedir", options->state_dir, "Directory of its keys and store")->required();
+  verb->add_option("--listen", *listen, "ADDRESS:PORT; port 0 takes any free one")->capture_default_str();
+  verb->add_option("--tls-cert", options->tls_certificate, "Certificate chain, PEM");
+  verb->add_option("--tls-key", options->tls_key, "Its key, PEM");
+  verb->add_option("--public-url", options->public_url, "How clients reach the service, if not by the listen address");
+  verb->add_option("--stun-port", options->stun_port, "UDP port of STUN; 0 takes any free one")->capture_default_str();
+  verb->add_option("--base-domain", options->base_domain, "Domain of all device names")->capture_default_str();
+  verb->add_flag("--json", *as_json, "Print JSON lines");
+  verb->footer(
+      "Examples:\n"
+      "  porthole remote run --statedir /var/lib/porthole-remote --listen 0.0.0.0:443 \\\n"
+      "      --tls-cert fullchain.pem --tls-key privkey.pem --public-url https://remote.example.com\n"
+      "  porthole remote run --statedir ./state --listen 127.0.0.1:0 --stun-port 0 --json");
+  verb->callback([=, &run] {
+    run = [=] {
+      auto endpoint = Endpoint::parse(*listen);
+      if (!endpoint) throw CommandError("--listen " + *listen + " is not ADDRESS:PORT", 2);
+      options->listen = *endpoint;
+      return run_service(*options, *as_json);
+    };
+  });
+}
+
+void add_account(CLI::App& parent, Run& run) {
+  CLI::App* account = parent.add_subcommand("account", "Accounts: one per household, isolated from each other");
+  account->require_subcommand(1);
+  for (bool create : {true, false}) {
+    auto common = std::make_shared<Common>();
+    auto name = std::make_shared<std::string>();
+    CLI::App* verb = create ? account->add_subcommand("create", "Create an account and print its token (shown once)")
+                            : account->add_subcommand("token", "Replace an account's token and print the new one");
+    verb->add_option("NAME", *name, "Lower-case letters, digits and '-'")->required();
+    add_common(verb, common);
+    if (create) verb->footer("Example:\n  porthole remote account create smith --statedir DIR --json");
+    verb->callback([=, &run] {
+      run = [=] {
+        auto answer = execute(*common, {{"command", create ? "account_create" : "account_token"}, {"account", *name}});
+        if (common->json) print_event(answer);
+        else std::printf("account %s\ntoken   %s\n", text_at(answer, "account").c_str(), text_at(answer, "token").c_str());
+        return 0;
+      };
+    });
+  }
+  auto common = std::make_shared<Common>();
+  CLI::App* list = account->add_subcommand("list", "List accounts");
+  add_common(list, common);
+  list->callback([=, &run] {
+    run = [=] {
+      auto answer = execute(*common, {{"command", "account_list"}});
+      if (common->json) {
+        print_event(answer);
+        return 0;
+      }
+      std::printf("%-24s %8s %8s\n", "account", "devices", "online");
+      for (const auto& v : answer.at("accounts").as_array()) {
+        const auto& a = v.as_object();
+        std::printf("%-24s %8lld %8lld\n", text_at(a, "account").c_str(),
+                    static_cast<long long>(a.at("devices").to_number<std::int64_t>()),
+                    static_cast<long long>(a.at("online").to_number<std::int64_t>()));
+      }
+      return 0;
+    };
+  });
+}
+
+void add_key(CLI::App& parent, Run& run) {
+  CLI::App* key = parent.add_subcommand("key", "Pre-auth keys");
+  key->require_subcommand(1);
+  auto common = std::make_shared<Common>();
+  auto account = std::make_shared<std::string>();
+  auto device = std::make_shared<std::string>();
+  auto expires = std::make_shared<std::string>();
+  auto reusable = std::make_shared<bool>(false);
+  auto ephemeral = std::make_shared<bool>(false);
+  CLI::App* verb = key->add_subcommand("create", "Create a key that lets a device join an account");
+  verb->add_option("--account", *account, "The account")->required();
+  verb->add_option("--device", *device, "Bind it to this device id: the same device gets the same key");
+  verb->add_flag("--reusable", *reusable, "Any number of devices may use it");
+  verb->add_flag("--ephemeral", *ephemeral, "Devices that join with it are forgotten when they go away");
+  verb->add_option("--expires", *expires, "How long it is good for: 90s, 15m, 24h, 30d (24h if not given)");
+  add_common(verb, common);
+  verb->footer("Examples:\n  porthole remote key create --account smith --statedir DIR\n"
+               "  porthole remote key create --account smith --device kitchen-tv --expires 1h --statedir DIR --json");
+  verb->callback([=, &run] {
+    run = [=] {
+      json::object command{{"command", "key_create"}, {"account", *account}, {"device", *device},
+                           {"reusable", *reusable}, {"ephemeral", *ephemeral}};
+      if (!expires->empty()) command["lifetime_seconds"] = parse_seconds(*expires);
+      auto answer = execute(*common, command);
+      if (common->json) print_event(answer);
+      else std::printf("%s\n", text_at(answer, "key").c_str());
+      return 0;
+    };
+  });
+}
+
+void add_devices(CLI::App& parent, Run& run) {
+  CLI::App* devices = parent.add_subcommand("devices", "Devices of the accounts");
+  devices->require_subcommand(1);
+  {
+    auto common = std::make_shared<Common>();
+    auto account = std::make_shared<std::string>();
+    CLI::App* verb = devices->add_subcommand("list", "List devices");
+    verb->add_option("--account", *account, "Only this account's");
+    add_common(verb, common);
+    verb->callback([=, &run] {
+      run = [=] {
+        auto answer = execute(*common, {{"command", "devices_list"}, {"account", *account}});
+        if (common->json) {
+          print_event(answer);
+          return 0;
+        }
+        std::printf("%-6s %-16s %-20s %-24s %-9s %-8s %s\n", "node", "account", "device", "name", "state", "online", "addresses");
+        for (const auto& d : answer.at("devices").as_array()) print_device(d.as_object());
+        return 0;
+      };
+    });
+  }
+  auto common = std::make_shared<Common>();
+  auto account = std::make_shared<std::string>();
+  auto id = std::make_shared<std::string>();
+  CLI::App* verb = devices->add_subcommand("revoke", "Remove a device: its peers drop it at once, its key dies");
+  verb->add_option("ID", *id, "Device id or node number")->required();
+  verb->add_option("--account", *account, "Needed when several accounts have a device of this id");
+  add_common(verb, common);
+  verb->footer("Example:\n  porthole remote devices revoke kitchen-tv --account smith --statedir DIR");
+  verb->callback([=, &run] {
+    run = [=] {
+      auto answer = execute(*common, {{"command", "revoke"}, {"account", *account}, {"id", *id}});
+      if (common->json) print_event({{"revoked", *id}});
+      else std::printf("revoked %s\n", id->c_str());
+      return 0;
+    };
+  });
+}
+
+void add_register(CLI::App& parent, Run& run) {
+  CLI::App* reg = parent.add_subcommand("register", "Interactive logins");
+  reg->require_subcommand(1);
+  auto common = std::make_shared<Common>();
+  auto account = std::make_shared<std::string>();
+  auto id = std::make_shared<std::string>();
+  CLI::App* verb = reg->add_subcommand("approve", "Let a device that waits for approval into an account");
+  verb->add_option("ID", *id, "What the login page shows, or its URL")->required();
+  verb->add_option("--account", *account, "The account")->required();
+  add_common(verb, common);
+  verb->callback([=, &run] {
+    run = [=] {
+      std::string_view last = *id;
+      if (std::size_t slash = last.rfind('/'); slash != std::string_view::npos) last.remove_prefix(slash + 1);
+      auto answer = execute(*common, {{"command", "approve"}, {"account", *account}, {"id", last}});
+      if (common->json) print_event(answer);
+      else print_device(answer.at("device").as_object());
+      return 0;
+    };
+  });
+}
+
+}  // namespace
+
+void add_remote_commands(CLI::App& app, Run& run) {
+  CLI::App* remote = app.add_subcommand("remote", "Coordination service: accounts, keys, devices, relay");
+  remote->require_subcommand(1);
+  remote->footer(
+      "Examples:\n"
+      "  porthole remote run --statedir DIR --listen 0.0.0.0:443 --tls-cert cert.pem --tls-key key.pem\n"
+      "  porthole remote account create smith --statedir DIR\n"
+      "  porthole remote key create --account smith --device kitchen-tv --statedir DIR\n"
+      "  porthole remote devices list --statedir DIR\n"
+      "  porthole remote devices revoke kitchen-tv --statedir DIR\n"
+      "All but `run` work while the service runs and while it does not.");
+  add_run(*remote, run);
+  add_account(*remote, run);
+  add_key(*remote, run);
+  add_devices(*remote, run);
+  add_register(*remote, run);
+}
+
+}  // namespace porthole::app

@@ -1,0 +1,52 @@
+// Client of the enrolment API: asks the coordination service for a device's own pre-auth key (S3). The same device
+// always gets the same key for as long as it is valid.
+#pragma once
+
+#include <chrono>
+#include <stdexcept>
+#include <string>
+
+namespace porthole::serve {
+
+struct DeviceKey {
+  std::string key;
+  std::string expires;  // RFC 3339; empty: does not say
+  std::string coordination_url;
+};
+
+// The sentence names the service and its reason (the `detail` of its problem+json where it gives one).
+class EnrolmentError : public std::runtime_error {
+ public:
+  EnrolmentError(const std::string& message, bool temporary) : std::runtime_error(message), temporary_(temporary) {}
+  // Trying again later may help: nobody answered, or the service was busy.
+  bool temporary() const { return temporary_; }
+
+ private:
+  bool temporary_;
+};
+
+class EnrolmentClient {
+ public:
+  // `url`: http(s)://host[:port][/prefix]; `token_line`: "ACCOUNT:TOKEN", or "TOKEN" when the service is to be asked
+  // whose it is. CommandError for an unusable address, token or CA file.
+  EnrolmentClient(const std::string& url, const std::string& token_line, std::string ca_file);
+
+  // Blocks for at most `time_max`; any thread. Throws EnrolmentError.
+  DeviceKey device_key(const std::string& device_id, const std::string& device_name,
+                       std::chrono::milliseconds time_max) const;
+  const std::string& url() const { return url_; }
+
+ private:
+  struct Answer {
+    unsigned status = 0;
+    std::string body;
+  };
+  Answer request(bool post, const std::string& path, const std::string& body,
+                 std::chrono::steady_clock::time_point deadline) const;
+  std::string account(std::chrono::steady_clock::time_point deadline) const;
+
+  std::string url_, host_, port_, prefix_, account_, token_, ca_file_;
+  bool tls_ = false;
+};
+
+}  // namespace porthole::serve
