@@ -16,14 +16,14 @@
 namespace porthole::sim {
 
 struct NodeConfig {
-  std::string name;                // host name, and the node's where it is free
-  std::string account;
-  std::string control_url;
+  std::string name = {};           // host name, and the node's where it is free
+  std::string account = "family";
+  std::string control_url = {};    // empty: the world's coordinator
   bool ephemeral = false;
   bool relay_only = false;
   bool udp_enabled = true;
   Duration clock_offset{};         // how wrong its wall clock is
-  netstack::StackConfig stack;
+  netstack::StackConfig stack = {};
 };
 
 class NodeHost final : private DatagramSink {

@@ -107,7 +107,6 @@ Status Tailnet::revoke(const std::string& account, const std::string& name) {
 }
 
 NodeHost& Tailnet::add_node(NodeConfig config, Site& site, bool start) {
-  if (config.account.empty()) config.account = "family";
   if (config.control_url.empty()) config.control_url = servers_.front()->url();
   // A world of many nodes must fit into memory, whatever their apps do.
   config.stack.memory_max = 32u << 20;

@@ -40,7 +40,7 @@ class Tailnet {
   // A host with the next free addresses of the site.
   std::vector<IpAddress> next_addresses(Site& site);
 
-  // Account "family" unless named. Started, unless told otherwise.
+  // Started, unless told otherwise.
   NodeHost& add_node(NodeConfig config, Site& site, bool start = true);
   NodeHost& node(std::size_t index) { return *nodes_.at(index); }
   std::size_t node_count() const { return nodes_.size(); }
