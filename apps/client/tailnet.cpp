@@ -13,6 +13,7 @@ namespace {
 
 using namespace std::chrono_literals;
 
+constexpr std::chrono::milliseconds kTurn = 500ms;
 constexpr const char* kKeyInvalid =
     "the key is no longer valid, or this device was revoked; log in at home again to get a new one";
 
@@ -53,12 +54,14 @@ TailnetClient::TailnetClient(std::string dir, std::string hostname, std::string 
 }
 
 TailnetClient::~TailnetClient() {
-  {
-    std::lock_guard lock(mutex_);
-    stopping_ = true;
-    changed_.notify_all();
-  }
+  shut_down();
   thread_.join();
+}
+
+void TailnetClient::shut_down() {
+  std::lock_guard lock(mutex_);
+  stopping_ = true;
+  changed_.notify_all();
 }
 
 void TailnetClient::save() {
@@ -193,6 +196,7 @@ void TailnetClient::wait_connected(std::chrono::milliseconds time_max) {
     return stopping_ || status_.state == TailnetState::kConnected || status_.state == TailnetState::kFailed;
   });
   if (status_.state == TailnetState::kConnected) return;
+  if (stopping_) throw ClientError(Failure::kFailed, "interrupted");
   if (!done) throw ClientError(Failure::kUnreachable, "the tailnet does not answer yet");
   throw ClientError(status_.unauthorized ? Failure::kKeyInvalid : Failure::kUnreachable, status_.problem);
 }
@@ -220,10 +224,18 @@ ProxyEndpoint TailnetClient::proxy() {
 void TailnetClient::wait_peer(const std::string& peer, std::chrono::milliseconds time_max) {
   std::shared_ptr<TailnetNode> n = node();
   if (!n) throw ClientError(Failure::kUnreachable, "the tailnet is not connected");
-  try {
-    n->wait_peer(peer, time_max);
-  } catch (const NodeError& e) {
-    raise(e, "the server cannot be reached over the tailnet");
+  // In short turns, so that shut_down() need not wait for the whole time.
+  auto deadline = std::chrono::steady_clock::now() + time_max;
+  for (;;) {
+    try {
+      n->wait_peer(peer, std::min(time_max, kTurn));
+      return;
+    } catch (const NodeError& e) {
+      if (e.kind() != NodeError::Kind::kTimeout || std::chrono::steady_clock::now() >= deadline)
+        raise(e, "the server cannot be reached over the tailnet");
+    }
+    std::lock_guard lock(mutex_);
+    if (stopping_) throw ClientError(Failure::kFailed, "interrupted");
   }
 }
 

@@ -85,6 +85,8 @@ class TailnetClient {
   ProxyEndpoint proxy();
   void wait_peer(const std::string& peer, std::chrono::milliseconds time_max);
   std::string path_to(const std::string& peer);
+  // Makes whoever waits here give up; nothing can be started after that.
+  void shut_down();
 
  private:
   struct Order {

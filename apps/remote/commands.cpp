@@ -1,4 +1,6 @@
 // The verbs of `porthole remote`.
+#include <unistd.h>
+
 #include <CLI/CLI.hpp>
 #include <charconv>
 #include <cstdio>
@@ -36,22 +38,36 @@ std::int64_t parse_seconds(const std::string& text) {
   return number * factor;
 }
 
-// Through the running service if there is one, else on the store.
+// On the store, with the directory's lock held.
+json::object execute_directly(const remote::StateDir& state, crypto::SecretBytes<32> secret, const json::object& command) {
+  auto store = remote::SqliteStore::open(state.store_path());
+  if (!store) throw CommandError(store.error().message);
+  remote::SystemRng rng;
+  coordinator::DirectoryConfig config;
+  config.server_secret = std::move(secret);
+  auto directory = coordinator::Directory::open(std::move(config), **store, rng, Log::none());
+  if (!directory) throw CommandError(directory.error().message);
+  return remote::run_command(**directory, remote::read_clock(), command);
+}
+
+// Through the running service if there is one, else on the store. While a service starts or stops, or another command
+// holds the directory, there is neither for a moment.
 json::object execute(const Common& common, const json::object& command) {
-  bool in_use = false;
-  remote::StateDir state(common.state_dir, &in_use);
+  constexpr int kTries = 50;
+  constexpr useconds_t kPause = 100'000;
   json::object answer;
-  if (in_use) {
-    answer = remote::ask_control_socket(state.socket_path(), command);
-  } else {
-    auto store = remote::SqliteStore::open(state.store_path());
-    if (!store) throw CommandError(store.error().message);
-    remote::SystemRng rng;
-    coordinator::DirectoryConfig config;
-    config.server_secret = state.server_secret();
-    auto directory = coordinator::Directory::open(std::move(config), **store, rng, Log::none());
-    if (!directory) throw CommandError(directory.error().message);
-    answer = remote::run_command(**directory, remote::read_clock(), command);
+  for (int i = 1; answer.empty(); ++i) {
+    bool in_use = false;
+    remote::StateDir state(common.state_dir, &in_use);
+    if (!in_use) {
+      answer = execute_directly(state, state.server_secret(), command);
+    } else if (auto given = remote::ask_control_socket(state.socket_path(), command)) {
+      answer = std::move(*given);
+    } else if (i == kTries) {
+      throw CommandError("state directory " + common.state_dir + " is in use, but no service answers on " + state.socket_path());
+    } else {
+      ::usleep(kPause);
+    }
   }
   const json::value* ok = answer.if_contains("ok");
   if (!ok || !ok->is_bool() || !ok->as_bool()) {

@@ -96,7 +96,7 @@ void ControlSocket::accept() {
   });
 }
 
-json::object ask_control_socket(const std::string& path, const json::object& command) {
+std::optional<json::object> ask_control_socket(const std::string& path, const json::object& command) {
   int fd = ::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
   if (fd < 0) throw app::CommandError(std::string("cannot make a socket: ") + std::strerror(errno));
   struct Closer {
@@ -111,7 +111,10 @@ json::object ask_control_socket(const std::string& path, const json::object& com
   if (path.size() >= sizeof to.sun_path) throw app::CommandError("the path " + path + " is too long for a socket");
   std::memcpy(to.sun_path, path.data(), path.size());
   auto fail = [&] { return app::CommandError("the running service does not answer on " + path + ": " + std::strerror(errno)); };
-  if (::connect(fd, reinterpret_cast<sockaddr*>(&to), sizeof to) != 0) throw fail();
+  if (::connect(fd, reinterpret_cast<sockaddr*>(&to), sizeof to) != 0) {
+    if (errno == ENOENT || errno == ECONNREFUSED) return std::nullopt;
+    throw fail();
+  }
   std::string out = json::serialize(command) + "\n";
   for (std::size_t at = 0; at < out.size();) {
     ssize_t n = ::send(fd, out.data() + at, out.size() - at, MSG_NOSIGNAL);

@@ -6,6 +6,7 @@
 #include <boost/json.hpp>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <set>
 #include <string>
 
@@ -29,7 +30,8 @@ class ControlSocket {
   std::set<std::shared_ptr<Client>> clients_;
 };
 
-// The other end: sends one command and waits for its answer, at most 30 s. CommandError when nobody answers.
-boost::json::object ask_control_socket(const std::string& path, const boost::json::object& command);
+// The other end: sends one command and waits for its answer, at most 30 s. nullopt: nobody listens. CommandError when an
+// answer that was begun breaks off.
+std::optional<boost::json::object> ask_control_socket(const std::string& path, const boost::json::object& command);
 
 }  // namespace porthole::remote

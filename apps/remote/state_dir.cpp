@@ -19,7 +19,13 @@ StateDir::StateDir(const std::string& path, bool* in_use) : path_(path) {
   std::string lock = file("lock");
   lock_fd_ = ::open(lock.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
   if (lock_fd_ < 0) throw app::CommandError("cannot write " + lock + ": " + std::strerror(errno));
-  if (::flock(lock_fd_, LOCK_EX | LOCK_NB) == 0) return;
+  // A command of the command line holds the lock for a moment only: a service that starts waits that long.
+  constexpr int kTries = 10;
+  constexpr useconds_t kPause = 50'000;
+  for (int i = 0; i < (in_use ? 1 : kTries); ++i) {
+    if (i > 0) ::usleep(kPause);
+    if (::flock(lock_fd_, LOCK_EX | LOCK_NB) == 0) return;
+  }
   ::close(lock_fd_);
   lock_fd_ = -1;
   if (!in_use) throw app::CommandError("state directory " + path + " is in use by another porthole remote; stop it first");

@@ -140,11 +140,11 @@ int run_server(const ServeOptions& o) {
     return with_bridge([&](serve::TailnetBridge* b) { return b ? b->peer_of(port) : std::nullopt; });
   };
   if (enrolment)
-    hooks.remote_grant = [&](const std::string& id, const std::string& name) {
+    hooks.remote_grant = [&](const std::string& id, bool new_key) {
       serve::TailnetBridge* b = with_bridge([](serve::TailnetBridge* p) { return p; });
       serve::RemoteGrant none;
       none.problem = "remote access is starting";
-      return b ? b->grant(id, name) : none;
+      return b ? b->grant(id, new_key) : none;
     };
   auto made = std::make_unique<serve::MediaServer>(config, library, hooks);
   with_bridge([&](serve::TailnetBridge*) {
@@ -166,7 +166,6 @@ int run_server(const ServeOptions& o) {
     b.state_dir = o.state_dir + "/tailnet";
     b.hostname = session::tailnet_hostname(identity.name, "porthole-server");
     b.device_id = identity.server_id;
-    b.device_name = identity.name;
     b.ca_file = o.ca_file;
     b.local_port = server->bridge_port();
     serve::BridgeHooks h;

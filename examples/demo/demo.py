@@ -231,7 +231,7 @@ class Demo:
 
     def step_1_login(self):
         start = time.monotonic()
-        argv = self.client("login", self.lan_url, "--password-file", self.password, "--device-name", "Curtis’s iPad Pro")
+        argv = self.client("login", self.lan_url, "--password-file", self.password, "--name", "Curtis’s iPad Pro")
         if self.options.relay_only:
             argv.append("--relay-only")
         events = call_json(argv)

@@ -155,11 +155,15 @@ class Client {
   void poll() {
     auto r = map_request();
     r.stream = true;
+    watch(post(ts2021::kMapPath, as_bytes(ts2021::encode_map_request(r))), zstd);
+    pump();
+  }
+  // The answer to this request is a map stream.
+  void watch(ts2021::H2StreamId stream, bool compressed) {
     maps.clear();
     keep_alives = 0;
-    reader_.emplace(zstd);
-    poll_stream = post(ts2021::kMapPath, as_bytes(ts2021::encode_map_request(r)));
-    pump();
+    reader_.emplace(compressed);
+    poll_stream = stream;
   }
   Answer lite(ts2021::MapRequest r) {
     r.omit_peers = true;

@@ -594,10 +594,11 @@ void Stack::Impl::housekeeping(Instant now) {
     wait_order_.pop_front();
   }
   wait_order_.release_if_empty();
+  std::size_t unfinished = reassembly_.size();
   reassembly_.expire(now, [&](const IpAddress& source, const IpAddress& destination, Bytes quote) {
-    drop(Drop::kFragmentTimeout);
     send_icmp_error(now, destination, source, wire::IcmpErrorToSend::kReassemblyTimeout, quote);
   });
+  counters.drops[static_cast<std::size_t>(Drop::kFragmentTimeout)] += unfinished - reassembly_.size();
   if (trim_at_ <= now) trim_at_ = pool.trim() ? now + kPoolTrimInterval : Instant::max();
   schedule_housekeeping();
 }

@@ -377,6 +377,8 @@ void TcpConnection::path_changed(Instant now, PathChange kind) {
       if (snd_una_ < snd_nxt_ || recovery_timer_ == RecoveryTimer::kPersist || state_ == TcpState::kSynSent) {
         backoff_ = std::min(backoff_, 1);
         persist_backoff_ = 0;
+        resends_ = persist_unanswered_ = 0;
+        if (black_hole_until_ != Instant()) black_hole_until_ = now;   // it was the outage
         recovery_deadline_ = std::min(recovery_deadline_, now);
       }
       break;

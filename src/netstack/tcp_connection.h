@@ -355,6 +355,7 @@ class TcpConnection {
   std::uint64_t tail_probe_end_ = 0;  // 0: none outstanding
   bool tail_probe_resent_ = false;
   std::uint32_t tail_probe_ts_ = 0;
+  Instant tail_probe_time_;
   // Proportional rate reduction
   std::uint64_t prr_delivered_ = 0, prr_out_ = 0, prr_flight_ = 0, prr_window_ = 0;
   // Undo

@@ -319,6 +319,10 @@ TcpConnection::Turn TcpConnection::send(Instant now, PacketSink& sink) {
     probe_due_ = false;
   }
   if (peer_.blocked) return Turn::kDone;
+  if (black_hole_until_ != Instant() && now >= black_hole_until_) {
+    black_hole_until_ = Instant();
+    update_segment_size();
+  }
   bool sent_any = false;
   if (tail_probe_due_) {
     bool fin = false;
@@ -337,6 +341,7 @@ TcpConnection::Turn TcpConnection::send(Instant now, PacketSink& sink) {
         sent_any = true;
       }
       if (sent_any) {
+        tail_probe_time_ = now;
         ++tail_probes_;
         ++host_.counters.tcp_tail_probes;
       }

@@ -548,7 +548,9 @@ void TcpConnection::arm_recovery_timer(Instant now) {
   }
   const SentSegment& head = sent_[sent_.first()];
   // A head that waits to be sent again (pacing, window) has its old time; its timer starts when it leaves.
+  // After a tail probe the timeout has its full length again (RFC 8985 7.3).
   Instant base = head.has(SentSegment::kLost) ? now : head.sent;
+  if (tail_probe_end_ != 0) base = std::max(base, tail_probe_time_);
   Instant rto_at = std::max(base + rto(), now + 1ms);
   recovery_timer_ = RecoveryTimer::kRto;
   recovery_deadline_ = rto_at;
@@ -556,12 +558,11 @@ void TcpConnection::arm_recovery_timer(Instant now) {
                         tail_probe_end_ == 0 && !tail_probe_due_ && backoff_ == 0 && snd_wnd_ > 0;
   if (probe_possible) {
     Duration pto = srtt_ == Duration::zero() ? Duration(1s) : 2 * srtt_;
-    if (sent_.size() == 1) pto += kTlpMaxAckDelay;
+    // A lone segment may meet a delayed acknowledgment; a FIN is always answered at once.
+    if (sent_.size() == 1 && !head.has(SentSegment::kFin)) pto += kTlpMaxAckDelay;
     pto = std::max(pto, Duration(2ms));
-    if (now + pto < rto_at) {
-      recovery_timer_ = RecoveryTimer::kTailProbe;
-      recovery_deadline_ = now + pto;
-    }
+    recovery_timer_ = RecoveryTimer::kTailProbe;
+    recovery_deadline_ = std::min(now + pto, rto_at);
   }
 }
 
@@ -650,7 +651,7 @@ void TcpConnection::handle_rto(Instant now) {
     return;
   }
   ++resends_;
-  if (resends_ > kDataResendsMax && (!peer_.unreachable || now - last_progress_ > 15min)) {
+  if (resends_ > kDataResendsMax && now - last_progress_ > (peer_.unreachable ? kUnreachableGiveUp : kMinGiveUp)) {
     fail(ErrorCode::kTimeout);
     return;
   }

@@ -231,6 +231,8 @@ class Engine final : private wg::Host, private derp::DerpHost {
   std::map<wg::PeerId, Hurry> hurry_;
   std::set<NodePublic> probes_;          // PeerReadyEvent wanted
   std::vector<MutBytes> accepted_;       // scratch of deliver()
+  crypto::DiscoPrivate disco_;           // new at every start, never stored
+  bool plain_control_ = false;           // the coordinator is reached over http://
   NodePublic installed_key_;             // node key that tunnel, paths and relays run with
   NodeState state_ = NodeState::kStopped;
   std::optional<Error> state_error_;

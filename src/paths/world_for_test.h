@@ -257,7 +257,7 @@ inline void World::udp(Host& from, const Endpoint& destination, ByteVector data)
   const Endpoint outer = from.nat != nullptr && destination.address.is_v4() ? from.nat->translate(inner, destination) : inner;
   if (lose && lose(outer, destination)) return;
   Host* sender = &from;
-  post(udp_delay, [this, sender, outer, inner, destination, data = std::move(data)] {
+  post(udp_delay, [this, sender, outer, destination, data = std::move(data)] {
     if (auto stun = stun_servers.find(destination); stun != stun_servers.end()) {
       auto id = wire::stun::parse_request(data);
       if (!id || !stun->second) return;
