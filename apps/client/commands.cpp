@@ -39,7 +39,7 @@ using namespace std::chrono_literals;
 
 struct ClientOptions {
   std::string state_dir, ca_file, url, server, item, password_file, name, listen = "127.0.0.1:0", output, range;
-  bool json = false, no_wait = false, automatic = false, local = false, remote = false;
+  bool json = false, no_wait = false, automatic = false, local = false, remote = false, relay_only = false;
 };
 
 std::string default_state_dir() {
@@ -55,7 +55,7 @@ class Context {
  public:
   explicit Context(const ClientOptions& o)
       : options(o), store(o.state_dir.empty() ? default_state_dir() : o.state_dir), stop_(io, ::dup(signal.fd())) {
-    device_name = o.name.empty() ? session::machine_name() : session::clean_text(o.name, 128);
+    device = store.device(o.name);
   }
 
   void event(object e) const {
@@ -70,15 +70,17 @@ class Context {
   int run(awaitable<void> work) {
     std::exception_ptr failure;
     bool finished = false;
+    io.restart();
     asio::co_spawn(io, std::move(work), [&](std::exception_ptr e) {
       failure = e;
       finished = true;
       io.stop();
     });
-    stop_.async_wait(asio::posix::stream_descriptor::wait_read, [&](boost::system::error_code error) {
+    stop_.async_wait(asio::posix::stream_descriptor::wait_read, [this](boost::system::error_code error) {
       if (!error) io.stop();
     });
     io.run();
+    stop_.cancel();
     if (failure) std::rethrow_exception(failure);
     interrupted = !finished;
     if (interrupted)
@@ -90,8 +92,8 @@ class Context {
     std::string profile = server.tailnet_profile.empty() ? server.id : server.tailnet_profile;
     std::shared_ptr<TailnetClient>& t = tailnets_[profile];
     if (!t) {
-      t = std::make_shared<TailnetClient>(store.dir() + "/tailnet/" + profile, session::tailnet_hostname(device_name),
-                                          options.ca_file, native_node_factory());
+      t = std::make_shared<TailnetClient>(store.dir() + "/tailnet/" + profile, session::tailnet_hostname(device.name),
+                                          options.ca_file, native_node_factory(options.relay_only));
       t->observe([this](const TailnetStatus& s) {
         object e{{"event", "tailnet"}, {"state", name_of(s.state)}};
         if (!s.problem.empty()) e["problem"] = s.problem;
@@ -103,8 +105,8 @@ class Context {
 
   Surroundings surroundings(const SavedServer& server) {
     Surroundings out;
-    out.device_id = store.device_id();
-    out.device_name = device_name;
+    out.device_id = device.id;
+    out.device_name = device.name;
     out.tailnet = [this, server] { return tailnet(server); };
     out.ask = [this, name = server.name](const std::string& reason) { return ask(name, reason); };
     out.event = [this](object e) {
@@ -127,7 +129,7 @@ class Context {
   StopSignal signal;
   asio::io_context io{1};
   Store store;
-  std::string device_name;
+  Store::Device device;
   bool interrupted = false;
 
  private:
@@ -146,8 +148,8 @@ class Context {
   std::map<std::string, std::shared_ptr<TailnetClient>> tailnets_;
 };
 
-// Waits as long as the node needs to note that it has joined, with a line of progress.
-void finish_join(Context& c, const SavedServer& server) {
+// Waits as long as the node needs to note that it has joined, with a line of progress; false when it has not.
+bool finish_join(Context& c, const SavedServer& server) {
   std::shared_ptr<TailnetClient> tailnet = c.tailnet(server);
   auto deadline = std::chrono::steady_clock::now() + kJoinTimeout;
   auto said = std::chrono::steady_clock::now();
@@ -156,12 +158,12 @@ void finish_join(Context& c, const SavedServer& server) {
       tailnet->wait_connected(200ms);
       c.event({{"event", "joined"}, {"server", server.name}, {"coordination_url", server.coordination_url}});
       c.say("remote access is ready");
-      return;
+      return true;
     } catch (const ClientError& e) {
       if (tailnet->status().state == TailnetState::kFailed) {
         c.event({{"event", "join_failed"}, {"server", server.name}, {"reason", e.what()}});
         c.say(std::string("remote access is not ready: ") + e.what() + "; it is tried again when it is needed");
-        return;
+        return false;
       }
     }
     if (std::chrono::steady_clock::now() - said > 2s) {
@@ -171,6 +173,7 @@ void finish_join(Context& c, const SavedServer& server) {
   }
   c.event({{"event", "join_failed"}, {"server", server.name}, {"reason", "it takes too long"}});
   c.say("joining takes too long; it goes on when remote access is needed");
+  return false;
 }
 
 // Stores the answer of a login; the saved server as it is now.
@@ -212,6 +215,27 @@ SavedServer remember(Context& c, const SavedServer& from, const LoginAnswer& ans
   return saved;
 }
 
+// One login on the LAN; `server` gets the pin.
+LoginAnswer log_in(Context& c, const session::HostPort& at, SavedServer& server, bool new_key) {
+  LoginAnswer answer;
+  auto work = [&]() -> awaitable<void> {
+    asio::ip::tcp::socket socket = co_await connect_direct(at.host, at.port, kHandshakeTimeout);
+    std::shared_ptr<Session> session = co_await Session::open(std::move(socket), server.hostname, server.pin);
+    server.pin = session->fingerprint();
+    LoginDetails details;
+    details.password = server.password;
+    details.device_id = c.device.id;
+    details.device_name = c.device.name;
+    details.want_remote = true;
+    details.new_key = new_key;
+    answer = co_await session->login(std::move(details));
+    session->close();
+  };
+  c.run(work());
+  if (c.interrupted) throw CommandError("interrupted");
+  return answer;
+}
+
 int login(const ClientOptions& o) {
   Context c(o);
   session::HostPort at = session::parse_server_url(o.url, session::kServicePort);
@@ -220,24 +244,9 @@ int login(const ClientOptions& o) {
   server.hostname = where;
   for (const SavedServer& s : c.store.servers())
     if (s.hostname == where) server.pin = s.pin;
-  std::string device_id = c.store.device_id();
   server.password = o.password_file.empty() ? prompt_secret("Password of " + where + ": ") : secret_argument("file:" + o.password_file);
-  LoginAnswer answer;
   bool first_use = server.pin.empty();
-  auto work = [&]() -> awaitable<void> {
-    asio::ip::tcp::socket socket = co_await connect_direct(at.host, at.port, kHandshakeTimeout);
-    std::shared_ptr<Session> session = co_await Session::open(std::move(socket), where, server.pin);
-    server.pin = session->fingerprint();
-    LoginDetails details;
-    details.password = server.password;
-    details.device_id = device_id;
-    details.device_name = c.device_name;
-    details.want_remote = true;
-    answer = co_await session->login(std::move(details));
-    session->close();
-  };
-  c.run(work());
-  if (c.interrupted) throw CommandError("interrupted");
+  LoginAnswer answer = log_in(c, at, server, false);
   // A server known under another address must still be the same one.
   for (const SavedServer& s : c.store.servers())
     if (s.id == answer.server_id && !s.pin.empty() && s.pin != server.pin)
@@ -255,12 +264,15 @@ int login(const ClientOptions& o) {
   bool fresh = !answer.remote_ip.empty() || !answer.remote_hostname.empty();
   if (fresh && !answer.coordination_url.empty() && !answer.tailnet_preauth_key.empty() && !o.no_wait) {
     std::shared_ptr<TailnetClient> tailnet = c.tailnet(saved);
-    if (tailnet->joined_url() == saved.coordination_url) {
-      c.event({{"event", "joined"}, {"server", saved.name}, {"coordination_url", saved.coordination_url}, {"already", true}});
-      c.say("remote access is ready");
-    } else {
-      tailnet->join(saved.coordination_url, saved.tailnet_preauth_key);
-      finish_join(c, saved);
+    // Also where it joined before: the stored login may have ended since, and this is the place to mend that.
+    tailnet->join(saved.coordination_url, saved.tailnet_preauth_key);
+    if (!finish_join(c, saved) && tailnet->status().unauthorized) {
+      answer = log_in(c, at, server, true);
+      saved = remember(c, server, answer);
+      if (!answer.tailnet_preauth_key.empty()) {
+        tailnet->join(saved.coordination_url, saved.tailnet_preauth_key);
+        finish_join(c, saved);
+      }
     }
   }
   return 0;
@@ -498,6 +510,7 @@ void add_client_commands(CLI::App& app, Run& run) {
     CLI::App* v = client->add_subcommand(name, text);
     v->add_option("--statedir", o->state_dir, "Folder for saved servers and tailnet state (default: ~/.local/state/porthole/client)");
     v->add_option("--ca-file", o->ca_file, "PEM certificates to trust for the coordination server, besides the system's");
+    v->add_flag("--relay-only", o->relay_only, "Never a direct path through the tailnet");
     v->add_flag("--json", o->json, "Events as JSON lines on stdout");
     v->callback([o, &run, function] {
       run = [o, function] {

@@ -32,6 +32,7 @@ inline constexpr std::size_t kPlaybackHeaderBytesMax = 16 * 1024;
 inline constexpr std::chrono::seconds kPlaybackIdle{60};
 
 inline constexpr std::size_t kServersMax = 64;
+inline constexpr std::size_t kDeviceNameBytesMax = 128;
 inline constexpr std::size_t kStoreBytesMax = 1024 * 1024;
 inline constexpr std::size_t kListItemsMax = 100'000;
 

@@ -134,6 +134,7 @@ class SessionImpl final : public Session, public std::enable_shared_from_this<Se
     l.set_device_id(details.device_id);
     l.set_device_name(session::clean_text(details.device_name, 128));
     l.set_want_remote(details.want_remote);
+    l.set_new_key(details.new_key);
     pb::Envelope answer = co_await ask(std::move(e), pb::Envelope::kLoginResponse);
     const pb::LoginResponse& r = answer.login_response();
     if (!r.success()) {

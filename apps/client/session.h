@@ -17,6 +17,7 @@ namespace porthole::client {
 struct LoginDetails {
   std::string password, device_id, device_name;
   bool want_remote = false;
+  bool new_key = false;
 };
 struct LoginAnswer {
   std::string server_name, server_id, remote_problem;

@@ -12,6 +12,7 @@
 
 #include "client/error.h"
 #include "client/limits.h"
+#include "session/names.h"
 #include "support/support.h"
 
 namespace porthole::client {
@@ -143,18 +144,24 @@ SavedServer Store::find(const std::string& what) const {
   throw ClientError(Failure::kNotFound, "\"" + what + "\" fits several saved servers; use the id from \"porthole client servers\"");
 }
 
-std::string Store::device_id() {
+Store::Device Store::device(const std::string& name) {
   std::string path = dir_ + "/device.json";
   Lock lock(dir_);
+  Device out;
   if (exists(path)) {
     object stored = load(path);
     const boost::json::value* id = stored.if_contains("device_id");
-    if (!id || !id->is_string() || id->as_string().size() != 36) damaged(path);
-    return std::string(id->as_string());
+    const boost::json::value* known = stored.if_contains("device_name");
+    if (!id || !id->is_string() || id->as_string().size() != 36 || !known || !known->is_string()) damaged(path);
+    out = {std::string(id->as_string()), std::string(known->as_string())};
+    if (name.empty() || name == out.name) return out;
+    out.name = session::clean_text(name, kDeviceNameBytesMax);
+  } else {
+    out = {app::random_uuid(), name.empty() ? session::machine_name() : session::clean_text(name, kDeviceNameBytesMax)};
   }
-  std::string id = app::random_uuid();
-  app::write_file_atomic(path, boost::json::serialize(object{{"version", 1}, {"device_id", id}}) + "\n", 0600);
-  return id;
+  object stored{{"version", 1}, {"device_id", out.id}, {"device_name", out.name}};
+  app::write_file_atomic(path, boost::json::serialize(stored) + "\n", 0600);
+  return out;
 }
 
 }  // namespace porthole::client

@@ -1,4 +1,4 @@
-// The servers this device has logged in to (C4), and the device's own id. One JSON file, 0600, replaced atomically;
+// The servers this device has logged in to (C4), and what this device is called. One JSON file, 0600, replaced atomically;
 // other processes of the same user may change it in between. A file that is damaged or from a newer version is an
 // error and is never overwritten.
 #pragma once
@@ -33,8 +33,12 @@ class Store {
   // By id, name (any case), LAN address, or a beginning of the id or name that fits only one; ClientError otherwise.
   SavedServer find(const std::string& what) const;
 
-  // UUID, made at the first call.
-  std::string device_id();
+  struct Device {
+    std::string id;    // UUID, made at the first call
+    std::string name;  // as people know it
+  };
+  // `name` non-empty: the device is called this from now on; else as before, at first as the machine.
+  Device device(const std::string& name);
   const std::string& dir() const { return dir_; }
 
  private:

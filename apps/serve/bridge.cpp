@@ -56,7 +56,7 @@ class TailnetBridge::Impl {
     if (thread_.joinable()) thread_.join();
   }
 
-  RemoteGrant grant(const std::string& device_id, const std::string& device_name) const {
+  RemoteGrant grant(const std::string& device_id, bool new_key) const {
     RemoteGrant out;
     {
       std::lock_guard lock(mutex_);
@@ -69,7 +69,7 @@ class TailnetBridge::Impl {
       return out;
     }
     try {
-      DeviceKey key = enrolment_->device_key(device_id, device_name, kEnrolmentTimeout);
+      DeviceKey key = enrolment_->device_key(device_id, new_key, kEnrolmentTimeout);
       out.coordination_url = key.coordination_url;
       out.tailnet_preauth_key = key.key;
     } catch (const EnrolmentError& e) {
@@ -153,11 +153,12 @@ class TailnetBridge::Impl {
 
   // The stored login is worth nothing any more: the next life asks for a key and joins as a new device.
   void start_over() {
-    hooks_.log("remote access: this server's login at the coordination service has ended; joining anew");
+    if (joined_) hooks_.log("remote access: this server's login at the coordination service has ended; joining anew");
     std::error_code ignored;
     std::filesystem::remove_all(config_.state_dir + "/node", ignored);
     std::filesystem::remove(profile(), ignored);
     abandoned_ = joined_ = false;
+    replace_ = true;
     std::lock_guard lock(mutex_);
     ip_.clear();
   }
@@ -172,6 +173,7 @@ class TailnetBridge::Impl {
   bool stopping_ = false;
   bool joined_ = false;     // the bridge's thread only, after load()
   bool abandoned_ = false;  // likewise
+  bool replace_ = false;    // likewise
   std::string state_ = "starting", problem_, hostname_, ip_, coordination_url_;
   std::thread thread_;
 #ifdef PORTHOLE_HAS_NODE_LIBRARY
@@ -204,11 +206,12 @@ void TailnetBridge::Impl::one_life() {
   options.state_dir = config_.state_dir + "/node";
   options.hostname = config_.hostname;
   options.ca_file = config_.ca_file;
+  options.relay_only = config_.relay_only;
   if (joined_) {
     options.control_url = coordination_url_;
   } else {
     enter("enrolling", "");
-    DeviceKey key = enrolment_->device_key(config_.device_id, config_.device_name, 15s);
+    DeviceKey key = enrolment_->device_key(config_.device_id, replace_, 15s);
     options.auth_key = key.key;
     std::lock_guard lock(mutex_);
     options.control_url = coordination_url_ = key.coordination_url;
@@ -240,7 +243,8 @@ void TailnetBridge::Impl::one_life() {
     watch(node);
   } catch (const Exception& e) {
     bool ended = e.code() == PORTHOLE_ERROR_UNAUTHORIZED || e.code() == PORTHOLE_ERROR_EXPIRED;
-    if (ended && joined_) abandoned_ = true;
+    // The stored login, or the key the service had, is worth nothing any more: the next one must be new.
+    if (ended) abandoned_ = true;
     throw;
   }
 }
@@ -258,6 +262,7 @@ void TailnetBridge::Impl::running(Node& node) {
     if (hostname_.ends_with('.')) hostname_.pop_back();
   }
   joined_ = true;
+  replace_ = false;
   save();
   enter("running", "");
 }
@@ -328,7 +333,7 @@ TailnetBridge::TailnetBridge(BridgeConfig config, std::shared_ptr<const Enrolmen
     : impl_(std::make_unique<Impl>(std::move(config), std::move(enrolment), std::move(hooks))) {}
 TailnetBridge::~TailnetBridge() = default;
 std::optional<PeerIdentity> TailnetBridge::peer_of(std::uint16_t port) const { return impl_->peer_of(port); }
-RemoteGrant TailnetBridge::grant(const std::string& id, const std::string& name) const { return impl_->grant(id, name); }
+RemoteGrant TailnetBridge::grant(const std::string& id, bool new_key) const { return impl_->grant(id, new_key); }
 object TailnetBridge::status() const { return impl_->status(); }
 void TailnetBridge::stop() { impl_->stop(); }
 

@@ -20,8 +20,8 @@ struct BridgeConfig {
   std::string state_dir;  // of the node; made when missing
   std::string hostname;   // on the tailnet
   std::string device_id;  // the server's own, for the enrolment service
-  std::string device_name;
   std::string ca_file;
+  bool relay_only = false;       // never a direct path
   std::uint16_t local_port = 0;  // the WebSocket server's bridge listener
 };
 
@@ -39,7 +39,7 @@ class TailnetBridge {
 
   std::optional<PeerIdentity> peer_of(std::uint16_t local_port) const;
   // The device's own key and where this server is on the tailnet; at most kEnrolmentTimeout.
-  RemoteGrant grant(const std::string& device_id, const std::string& device_name) const;
+  RemoteGrant grant(const std::string& device_id, bool new_key) const;
   boost::json::object status() const;
   void stop();
 

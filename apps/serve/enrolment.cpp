@@ -29,7 +29,6 @@ namespace http = beast::http;
 using asio::awaitable;
 using asio::ip::tcp;
 using boost::system::error_code;
-using Clock = std::chrono::steady_clock;
 
 // What may stand in a path segment as it is (RFC 3986 section 2.3).
 std::string escaped(const std::string& text) {
@@ -71,7 +70,7 @@ awaitable<void> exchange(Stream& stream, http::request<http::string_body>& reque
 
 }  // namespace
 
-EnrolmentClient::EnrolmentClient(const std::string& url, const std::string& token_line, std::string ca_file)
+EnrolmentClient::EnrolmentClient(const std::string& url, const std::string& token, std::string ca_file)
     : url_(url), ca_file_(std::move(ca_file)) {
   std::string_view rest = url;
   tls_ = rest.starts_with("https://");
@@ -85,16 +84,17 @@ EnrolmentClient::EnrolmentClient(const std::string& url, const std::string& toke
   session::HostPort at = session::parse_server_url(rest.substr(0, slash), tls_ ? 443 : 80);
   host_ = at.host;
   port_ = std::to_string(at.port);
-  std::size_t colon = token_line.find(':');
-  account_ = colon == std::string::npos ? "" : token_line.substr(0, colon);
-  token_ = colon == std::string::npos ? token_line : token_line.substr(colon + 1);
-  if (token_.empty() || token_.find_first_of("\r\n \t") != std::string::npos)
-    throw app::CommandError("the account token must be one line without blanks");
+  constexpr std::string_view kKind = "phtoken-";
+  std::size_t last = token.rfind('-');
+  if (!token.starts_with(kKind) || last <= kKind.size() || token.find_first_of("\r\n \t") != std::string::npos)
+    throw app::CommandError("the account token is not one (\"porthole remote account create\" prints it: phtoken-ACCOUNT-...)");
+  account_ = token.substr(kKind.size(), last - kKind.size());
+  token_ = token;
   if (tls_) session::verifying_client_tls(ca_file_);  // an unusable CA file is said at once
 }
 
-EnrolmentClient::Answer EnrolmentClient::request(bool post, const std::string& path, const std::string& body,
-                                                 Clock::time_point deadline) const {
+EnrolmentClient::Answer EnrolmentClient::post(const std::string& path, const std::string& body,
+                                              std::chrono::milliseconds time_max) const {
   asio::io_context io(1);
   http::response<http::string_body> answer;
   std::exception_ptr failure;
@@ -104,16 +104,14 @@ EnrolmentClient::Answer EnrolmentClient::request(bool post, const std::string& p
     tcp::resolver resolver(io);
     tcp::resolver::results_type addresses = co_await resolver.async_resolve(host_, port_, asio::use_awaitable);
     doing = "cannot be reached";
-    http::request<http::string_body> request(post ? http::verb::post : http::verb::get, prefix_ + path, 11);
+    http::request<http::string_body> request(http::verb::post, prefix_ + path, 11);
     request.set(http::field::host, session::join_host_port(host_, static_cast<std::uint16_t>(std::stoi(port_))));
     request.set(http::field::authorization, "Bearer " + token_);
     request.set(http::field::user_agent, "porthole");
     request.set(http::field::accept, "application/json, application/problem+json");
     request.set(http::field::connection, "close");
-    if (post) {
-      request.set(http::field::content_type, "application/json");
-      request.body() = body;
-    }
+    request.set(http::field::content_type, "application/json");
+    request.body() = body;
     request.prepare_payload();
     beast::tcp_stream tcp(io);
     co_await tcp.async_connect(addresses, asio::use_awaitable);
@@ -138,7 +136,7 @@ EnrolmentClient::Answer EnrolmentClient::request(bool post, const std::string& p
     finished = true;
     io.stop();
   });
-  io.run_until(deadline);
+  io.run_for(time_max);
   if (!finished) throw EnrolmentError("the coordination service at " + url_ + " did not answer in time", true);
   if (failure) {
     try {
@@ -163,22 +161,10 @@ namespace {
 
 }  // namespace
 
-std::string EnrolmentClient::account(Clock::time_point deadline) const {
-  if (!account_.empty()) return account_;
-  Answer answer = request(false, "/api/v1/account", "", deadline);
-  if (answer.status != 200) refuse(url_, answer.status, answer.body);
-  boost::json::object object = parse_object(answer.body);
-  for (const char* key : {"account", "name", "id"})
-    if (std::string name = text_of(object, key); !name.empty()) return name;
-  throw EnrolmentError("the coordination service at " + url_ + " does not say whose token this is", false);
-}
-
-DeviceKey EnrolmentClient::device_key(const std::string& device_id, const std::string& device_name,
+DeviceKey EnrolmentClient::device_key(const std::string& device_id, bool replace,
                                       std::chrono::milliseconds time_max) const {
-  Clock::time_point deadline = Clock::now() + time_max;
-  std::string path = "/api/v1/accounts/" + escaped(account(deadline)) + "/devices/" + escaped(device_id) + "/key";
-  boost::json::object body{{"name", device_name}};
-  Answer answer = request(true, path, boost::json::serialize(body), deadline);
+  std::string path = "/api/v1/accounts/" + escaped(account_) + "/devices/" + escaped(device_id) + "/key";
+  Answer answer = post(path, replace ? "{\"replace\":true}" : "{}", time_max);
   if (answer.status != 200 && answer.status != 201) refuse(url_, answer.status, answer.body);
   boost::json::object object = parse_object(answer.body);
   DeviceKey out{text_of(object, "key"), text_of(object, "expires"), text_of(object, "coordination_url")};

@@ -27,13 +27,13 @@ class EnrolmentError : public std::runtime_error {
 
 class EnrolmentClient {
  public:
-  // `url`: http(s)://host[:port][/prefix]; `token_line`: "ACCOUNT:TOKEN", or "TOKEN" when the service is to be asked
-  // whose it is. CommandError for an unusable address, token or CA file.
-  EnrolmentClient(const std::string& url, const std::string& token_line, std::string ca_file);
+  // `url`: http(s)://host[:port][/prefix]; `token`: of an account ("phtoken-ACCOUNT-SECRET"). CommandError for an unusable
+  // address, token or CA file.
+  EnrolmentClient(const std::string& url, const std::string& token, std::string ca_file);
 
-  // Blocks for at most `time_max`; any thread. Throws EnrolmentError.
-  DeviceKey device_key(const std::string& device_id, const std::string& device_name,
-                       std::chrono::milliseconds time_max) const;
+  // Blocks for at most `time_max`; any thread. Throws EnrolmentError. `replace`: for a device that has lost its state or was
+  // refused; what it had is revoked, and the key is new.
+  DeviceKey device_key(const std::string& device_id, bool replace, std::chrono::milliseconds time_max) const;
   const std::string& url() const { return url_; }
 
  private:
@@ -41,9 +41,7 @@ class EnrolmentClient {
     unsigned status = 0;
     std::string body;
   };
-  Answer request(bool post, const std::string& path, const std::string& body,
-                 std::chrono::steady_clock::time_point deadline) const;
-  std::string account(std::chrono::steady_clock::time_point deadline) const;
+  Answer post(const std::string& path, const std::string& body, std::chrono::milliseconds time_max) const;
 
   std::string url_, host_, port_, prefix_, account_, token_, ca_file_;
   bool tls_ = false;

@@ -583,7 +583,7 @@ void MediaServer::Impl::check_login(const std::shared_ptr<Connection>& c, CheckL
         return c->pump();
       }
       asio::post(enrolment_, [this, c, outcome, login = std::move(login)]() mutable {
-        RemoteGrant grant = hooks_.remote_grant(login.device_id, login.device_name);
+        RemoteGrant grant = hooks_.remote_grant(login.device_id, login.new_key);
         asio::post(io_, [this, c, outcome, grant, id = login.id]() mutable {
           if (c->aborted) return;
           outcome.remote_hostname = grant.remote_hostname;

@@ -38,7 +38,7 @@ struct ServerHooks {
   // The source port of a bridged connection -> who that is. May block for a moment; worker thread.
   std::function<std::optional<PeerIdentity>(std::uint16_t)> peer_of;
   // At most kEnrolmentTimeout; worker thread.
-  std::function<RemoteGrant(const std::string& device_id, const std::string& device_name)> remote_grant;
+  std::function<RemoteGrant(const std::string& device_id, bool new_key)> remote_grant;
   // For programs and for people; the server's thread.
   std::function<void(boost::json::object)> event;
   std::function<void(const std::string&)> log;

@@ -119,7 +119,7 @@ void SessionMachine::handle_login(std::uint64_t id, const pb::LoginRequest& logi
     return violate(id, pb::Error::BAD_MESSAGE, "the device id is not a UUID");
   login_id_ = id;
   actions_.push_back(CheckLogin{id, login.password(), device, session::clean_text(login.device_name(), 128),
-                                login.want_remote()});
+                                login.want_remote(), login.new_key()});
 }
 
 void SessionMachine::login_done(std::uint64_t id, const LoginOutcome& outcome) {

@@ -35,6 +35,7 @@ struct CheckLogin {
   std::string device_id;
   std::string device_name;
   bool want_remote;
+  bool new_key;
 };
 struct MakePoster {
   std::uint64_t id;

@@ -70,7 +70,8 @@ Family family_of(std::string_view field, bool v4) {
 }
 
 // nullopt: this node cannot be dialled.
-std::optional<OpenStream> stream_to(const ts2021::RelayNode& node, bool plain_http) {
+std::optional<OpenStream> stream_to(const ts2021::RelayNode& node, bool all_plain) {
+  bool plain_http = all_plain || node.plain_http;
   if (node.stun_only || node.host_name.empty()) return std::nullopt;
   OpenStream open;
   open.host = node.host_name;
@@ -329,7 +330,7 @@ void DerpClient::dial(Instant now, Region& region) {
     c.deadline = region.step_deadline(now);
     bool bracket = open->host.find(':') != std::string::npos;
     c.host_header = bracket ? "[" + open->host + "]" : open->host;
-    if (open->port != (config_.plain_http ? 80 : kDefaultPort)) c.host_header += ":" + std::to_string(open->port);
+    if (open->port != (open->tls == TlsMode::kPlain ? 80 : kDefaultPort)) c.host_header += ":" + std::to_string(open->port);
     actions_.push_back(std::move(*open));
     return;
   }

@@ -46,7 +46,7 @@ namespace porthole::derp {
 
 struct DerpClientConfig {
   StreamId first_stream_id = 1;
-  // Tests and relays given by an http:// URL: no TLS, default port 3340. Never for a relay that strangers can listen to.
+  // Every relay without TLS, default port 3340; a map may also say so for single nodes (RelayNode::plain_http). Never for a relay that strangers can listen to.
   bool plain_http = false;
 };
 

@@ -72,6 +72,7 @@ Engine::Engine(EngineConfig config, crypto::MachinePrivate machine_key, crypto::
                const wg::Tai64n& last_stamp, DatagramSink& out, Rng& rng, Log& log, Clock clock)
     : config_(std::move(config)), out_(out), rng_(rng), log_(log), clock_(clock) {
   config_.control.first_stream_id = 1;
+  plain_control_ = config_.control.url.starts_with("http://");
   registered_ = config_.control.expect_registered;
   control_key_ = config_.control.cached_control_key;
   paths_sink_ = std::make_unique<PathsSink>(*this);
@@ -91,9 +92,9 @@ Engine::~Engine() = default;
 
 void Engine::start(Clock clock) {
   clock_ = clock;
-  crypto::DiscoPrivate disco = crypto::DiscoPrivate::generate(rng_);
-  paths_->set_keys(clock.now, disco, control_->node_key().public_key());
-  control_->set_disco_key(clock, disco.public_key());
+  disco_ = crypto::DiscoPrivate::generate(rng_);
+  paths_->set_keys(clock.now, disco_, control_->node_key().public_key());
+  control_->set_disco_key(clock, disco_.public_key());
   set_state(NodeState::kStarting);
   control_->start(clock);
 }
@@ -297,6 +298,11 @@ void Engine::session(wg::PeerId id, wg::SessionState state) {
       hurry_.erase(id);
       send_own_disco_key(*peer);
       set_blocked(*peer, false);
+      if (peer->restarted) {
+        // Segments sent to its last life went nowhere: resend now instead of when TCP's timer says so.
+        peer->restarted = false;
+        for (const IpAddress& a : peer->addresses) stack_->path_changed(clock_.now, a, netstack::PathChange::kReachable);
+      }
       if (probes_.erase(peer->key) > 0) emit(PeerReadyEvent{peer->key});
       break;
     case wg::SessionState::kNone:
@@ -470,6 +476,7 @@ void Engine::apply_netmap(const control::NetmapChange& change) {
     installed_key_ = key;
     tunnel_->set_private_key(clock_, control_->node_key());
     derp_->set_key(clock_.now, control_->node_key());
+    paths_->set_keys(clock_.now, disco_, key);
   }
   if (change.self && map.self()) {
     std::vector<IpAddress> own = own_addresses();
@@ -574,7 +581,11 @@ void Engine::rebuild_names() {
 }
 
 void Engine::update_relay_map() {
-  const ts2021::RelayMap& map = control_->netmap().relay_map();
+  ts2021::RelayMap map = control_->netmap().relay_map();
+  // A relay without TLS lets anyone on the way replay our login there: only under a coordinator that has none either.
+  if (!plain_control_)
+    for (auto& [id, region] : map.regions)
+      for (ts2021::RelayNode& n : region.nodes) n.plain_http = false;
   derp_->set_map(clock_.now, map);
   paths::RelayMap out;
   for (const auto& [id, region] : map.regions) {
@@ -631,7 +642,13 @@ void Engine::drain_paths() {
       }
       emit(PathEvent{peer_name(path->key), path->key, path->direct, path->relay_region, path->latency});
     } else if (auto* restarted = std::get_if<paths::PeerRestarted>(&*event)) {
-      if (const Peer* peer = by_key(restarted->key)) tunnel_->reset_session(clock_, peer->tunnel);
+      auto it = by_key_.find(restarted->key);
+      if (it == by_key_.end()) continue;
+      Peer& peer = peers_.at(it->second);
+      bool in_use = tunnel_->state(peer.tunnel) != wg::SessionState::kNone;
+      peer.restarted = true;
+      tunnel_->reset_session(clock_, peer.tunnel);
+      if (in_use) tunnel_->start_handshake(clock_, peer.tunnel);
     } else if (auto* ping = std::get_if<paths::PingResult>(&*event)) {
       emit(PingEvent{*ping});
     } else if (auto* resolve = std::get_if<paths::ResolveRequest>(&*event)) {

@@ -168,6 +168,7 @@ class Engine final : private wg::Host, private derp::DerpHost {
     int home_region = 0;
     bool jailed = false;
     std::vector<IpAddress> addresses;
+    bool restarted = false;             // what was in flight to it is lost
     bool blocked = false;               // the netstack was told that there is no session
     std::optional<bool> direct;         // last path kind told to the netstack
   };
@@ -231,6 +232,8 @@ class Engine final : private wg::Host, private derp::DerpHost {
   std::map<wg::PeerId, Hurry> hurry_;
   std::set<NodePublic> probes_;          // PeerReadyEvent wanted
   std::vector<MutBytes> accepted_;       // scratch of deliver()
+  crypto::DiscoPrivate disco_;           // new at every start, never stored
+  bool plain_control_ = false;           // the coordinator is reached over http://
   NodePublic installed_key_;             // node key that tunnel, paths and relays run with
   NodeState state_ = NodeState::kStopped;
   std::optional<Error> state_error_;
