@@ -1,0 +1,173 @@
+// The web server for players, over a real session.
+#include "client/playback.h"
+
+#include "client/household.h"
+
+namespace porthole::client::testing {
+namespace {
+
+using boost::asio::awaitable;
+
+// One request on a connection of its own; everything that comes back until the end.
+std::string fetch(std::uint16_t port, const std::string& request) {
+  int fd = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  sockaddr_in at{};
+  at.sin_family = AF_INET;
+  at.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  at.sin_port = htons(port);
+  if (::connect(fd, reinterpret_cast<sockaddr*>(&at), sizeof at) != 0) return {};
+  ::send(fd, request.data(), request.size(), MSG_NOSIGNAL);
+  std::string out;
+  std::vector<char> part(64 * 1024);
+  for (ssize_t n; (n = ::recv(fd, part.data(), part.size(), 0)) > 0;) out.append(part.data(), static_cast<std::size_t>(n));
+  ::close(fd);
+  return out;
+}
+std::string body_of(const std::string& answer) {
+  std::size_t end = answer.find("\r\n\r\n");
+  return end == std::string::npos ? "" : answer.substr(end + 4);
+}
+
+class PlaybackTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    Playback::SessionSource source = [this]() -> awaitable<std::shared_ptr<Session>> {
+      if (session && !session->ended()) co_return session;
+      ++connects;
+      session = co_await home.open_logged_in();
+      co_return session;
+    };
+    playback = std::make_unique<Playback>(io, "127.0.0.1:0", source, [this](const std::string& p) {
+      std::lock_guard lock(mutex);
+      problems.push_back(p);
+    });
+    item.id = home.id_of("big.mkv");
+    item.file_name = "big.mkv";
+    std::string url = playback->url(item);
+    std::string_view rest = std::string_view(url).substr(std::string_view("http://127.0.0.1:").size());
+    port = static_cast<std::uint16_t>(std::stoi(std::string(rest.substr(0, rest.find('/')))));
+    target = rest.substr(rest.find('/'));
+    thread = std::thread([this] {
+      auto guard = boost::asio::make_work_guard(io);
+      io.run();
+    });
+  }
+  void TearDown() override {
+    io.stop();
+    thread.join();
+    playback.reset();
+  }
+  std::string get(const std::string& headers, const std::string& method = "GET", std::string what = {}) {
+    if (what.empty()) what = target;
+    return fetch(port, method + " " + what + " HTTP/1.1\r\nHost: x\r\nConnection: close\r\n" + headers + "\r\n");
+  }
+
+  Household home;
+  boost::asio::io_context io;
+  std::shared_ptr<Session> session;
+  std::unique_ptr<Playback> playback;
+  std::thread thread;
+  std::mutex mutex;
+  std::vector<std::string> problems;
+  Item item;
+  std::uint16_t port = 0;
+  std::string target;
+  std::atomic<int> connects{0};
+};
+
+TEST_F(PlaybackTest, WholePartsAndHead) {
+  std::string whole = get("");
+  EXPECT_TRUE(whole.starts_with("HTTP/1.1 200 ")) << whole.substr(0, 100);
+  EXPECT_TRUE(body_of(whole) == home.big);
+  EXPECT_NE(whole.find("Accept-Ranges: bytes"), std::string::npos);
+  std::string part = get("Range: bytes=1000000-1999999\r\n");
+  EXPECT_TRUE(part.starts_with("HTTP/1.1 206 "));
+  EXPECT_NE(part.find("Content-Range: bytes 1000000-1999999/" + std::to_string(home.big.size())), std::string::npos);
+  EXPECT_TRUE(body_of(part) == home.big.substr(1'000'000, 1'000'000));
+  EXPECT_TRUE(body_of(get("Range: bytes=-77\r\n")) == home.big.substr(home.big.size() - 77));
+  std::string beyond = get("Range: bytes=99999999-\r\n");
+  EXPECT_TRUE(beyond.starts_with("HTTP/1.1 416 "));
+  EXPECT_NE(beyond.find("Content-Range: bytes */" + std::to_string(home.big.size())), std::string::npos);
+  std::string head = get("", "HEAD");
+  EXPECT_TRUE(head.starts_with("HTTP/1.1 200 "));
+  EXPECT_NE(head.find("Content-Length: " + std::to_string(home.big.size())), std::string::npos);
+  EXPECT_EQ(body_of(head), "");
+  EXPECT_EQ(connects, 1);
+}
+
+TEST_F(PlaybackTest, SeveralRequestsAtOnceAndOneAfterAnother) {
+  std::vector<std::thread> players;
+  std::atomic<int> good{0};
+  for (std::size_t i = 0; i < 4; ++i)
+    players.emplace_back([&, i] {
+      std::size_t offset = i * 2'000'000 + 3;
+      if (body_of(get("Range: bytes=" + std::to_string(offset) + "-\r\n")) == home.big.substr(offset)) ++good;
+    });
+  for (std::thread& t : players) t.join();
+  EXPECT_EQ(good, 4);
+  std::string one = "GET " + target + " HTTP/1.1\r\nHost: x\r\nRange: bytes=0-9\r\n\r\n";
+  std::string two = "GET " + target + " HTTP/1.1\r\nHost: x\r\nRange: bytes=10-19\r\nConnection: close\r\n\r\n";
+  std::string both = fetch(port, one + two);
+  EXPECT_EQ(both.substr(both.size() - 10), home.big.substr(10, 10));
+  EXPECT_NE(both.find(home.big.substr(0, 10)), std::string::npos);
+}
+
+TEST_F(PlaybackTest, OthersGetNothing) {
+  EXPECT_TRUE(get("", "GET", "/").starts_with("HTTP/1.1 404 "));
+  EXPECT_TRUE(get("", "GET", "/" + std::string(32, '0') + "/" + item.id + "/x").starts_with("HTTP/1.1 404 "));
+  EXPECT_TRUE(get("", "GET", target.substr(0, 34) + "nothing/x").starts_with("HTTP/1.1 404 "));
+  EXPECT_TRUE(get("", "DELETE").starts_with("HTTP/1.1 405 "));
+  EXPECT_FALSE(fetch(port, noise(100) + "\r\n\r\n").starts_with("HTTP/1.1 200"));
+  EXPECT_THROW(Playback(io, "0.0.0.0:0", {}, {}), ClientError);
+}
+
+// The session is lost while a film is under way: the answer goes on with a new one, and no byte is missing.
+TEST_F(PlaybackTest, LostSessionIsReplacedInTheMiddleOfAnAnswer) {
+  int fd = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  int small = 16 * 1024;  // so that most of the film is still at the server when the cut comes
+  ::setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &small, sizeof small);
+  sockaddr_in at{};
+  at.sin_family = AF_INET;
+  at.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  at.sin_port = htons(port);
+  ASSERT_EQ(::connect(fd, reinterpret_cast<sockaddr*>(&at), sizeof at), 0);
+  std::string request = "GET " + target + " HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+  ::send(fd, request.data(), request.size(), MSG_NOSIGNAL);
+  std::string got(100'000, '\0');
+  ASSERT_EQ(::recv(fd, got.data(), got.size(), MSG_WAITALL), 100'000);
+  std::string error;
+  ASSERT_TRUE(home.server->set_lan(false, error));
+  ASSERT_TRUE(home.server->set_lan(true, error)) << error;
+  std::vector<char> part(64 * 1024);
+  for (ssize_t n; (n = ::recv(fd, part.data(), part.size(), 0)) > 0;) got.append(part.data(), static_cast<std::size_t>(n));
+  ::close(fd);
+  EXPECT_TRUE(body_of(got) == home.big);
+  EXPECT_EQ(connects, 2);
+}
+
+TEST_F(PlaybackTest, WhenThereIsNoWayBackTheAnswerIsCutAndSaidSo) {
+  int fd = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  int small = 16 * 1024;
+  ::setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &small, sizeof small);
+  sockaddr_in at{};
+  at.sin_family = AF_INET;
+  at.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  at.sin_port = htons(port);
+  ASSERT_EQ(::connect(fd, reinterpret_cast<sockaddr*>(&at), sizeof at), 0);
+  std::string request = "GET " + target + " HTTP/1.1\r\nHost: x\r\n\r\n";
+  ::send(fd, request.data(), request.size(), MSG_NOSIGNAL);
+  std::string got(100'000, '\0');
+  ASSERT_EQ(::recv(fd, got.data(), got.size(), MSG_WAITALL), 100'000);
+  std::string error;
+  ASSERT_TRUE(home.server->set_lan(false, error));
+  std::vector<char> part(64 * 1024);
+  for (ssize_t n; (n = ::recv(fd, part.data(), part.size(), 0)) > 0;) got.append(part.data(), static_cast<std::size_t>(n));
+  ::close(fd);
+  EXPECT_LT(body_of(got).size(), home.big.size());
+  std::lock_guard lock(mutex);
+  ASSERT_FALSE(problems.empty());
+  EXPECT_NE(problems[0].find("cannot be reached"), std::string::npos) << problems[0];
+}
+
+}  // namespace
+}  // namespace porthole::client::testing
