@@ -11,6 +11,17 @@ constexpr std::size_t kReceiptSize = 8;
 constexpr std::size_t kBlock = 16 * 1024;
 constexpr std::size_t kSpansPerPeek = 8;
 
+// A peer that lost power while we only wait for it is found out within half a minute.
+netstack::ConnectOptions options_with(Duration timeout) {
+  netstack::ConnectOptions options;
+  options.timeout = timeout;
+  options.keepalive = true;
+  options.keepalive_idle = 15s;
+  options.keepalive_interval = 5s;
+  options.keepalive_probes = 3;
+  return options;
+}
+
 std::uint64_t tag_of(const std::string& account) { return hash_bytes(as_bytes(account)); }
 
 std::uint64_t receipt_of(const Transfer& t) { return t.id * 0x9e3779b97f4a7c15 + t.up_bytes; }
@@ -27,9 +38,7 @@ void App::serve(std::uint16_t port) {
 }
 
 void App::start(const TransferRef& transfer, const Endpoint& server, Duration timeout) {
-  netstack::ConnectOptions options;
-  options.timeout = timeout;
-  auto id = stack_.connect(world_.now(), server, options);
+  auto id = stack_.connect(world_.now(), server, options_with(timeout));
   if (!id) return ledger_.note_end(*transfer, id.error());
   Connection& c = connections_[*id];
   c.is_client = true;
@@ -73,6 +82,7 @@ void App::handle_event(const netstack::SocketEvent& event) {
   if (event.kind == Kind::kAcceptable) {
     while (auto id = stack_.accept(event.id)) {
       connections_[*id];
+      stack_.set_options(world_.now(), *id, options_with(30s));
       read(*id, connections_[*id]);
     }
     return;

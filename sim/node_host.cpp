@@ -119,6 +119,7 @@ void NodeHost::end_process(const Error& why) {
   unreachable_.clear();
   host_.unbind(udp_port_);
   alarm_.cancel();
+  suspended_ = false;
 }
 
 void NodeHost::stop() {

@@ -78,7 +78,7 @@ std::vector<IpAddress> Tailnet::next_addresses(Site& site) {
 
 // ---- nodes ----
 
-crypto::SecretText Tailnet::new_key(const std::string& account, const std::string& name, bool ephemeral) {
+crypto::SecretText Tailnet::new_key(const std::string& account, const std::string& name, bool ephemeral, bool lost_state) {
   ServerHost& s = *servers_.front();
   coordinator::Directory& directory = s.directory();
   if (!directory.has_account(account)) {
@@ -93,7 +93,7 @@ crypto::SecretText Tailnet::new_key(const std::string& account, const std::strin
     PORTHOLE_ASSERT(key.ok());
     return std::move(key->key);
   }
-  auto key = directory.device_key(s.clock(), account, name, true);
+  auto key = directory.device_key(s.clock(), account, name, lost_state);
   PORTHOLE_ASSERT(key.ok());
   return std::move(key->key);
 }

@@ -44,8 +44,8 @@ class Tailnet {
   NodeHost& add_node(NodeConfig config, Site& site, bool start = true);
   NodeHost& node(std::size_t index) { return *nodes_.at(index); }
   std::size_t node_count() const { return nodes_.size(); }
-  // A new key for the node, as its household's server would fetch it.
-  crypto::SecretText new_key(const std::string& account, const std::string& name, bool ephemeral = false);
+  // A key for the node, as its household's server would fetch it. `lost_state`: the node is to be replaced.
+  crypto::SecretText new_key(const std::string& account, const std::string& name, bool ephemeral = false, bool lost_state = false);
   Status revoke(const std::string& account, const std::string& name);
 
   // ---- running ----
