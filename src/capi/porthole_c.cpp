@@ -1,6 +1,8 @@
 // The C ABI: argument checks, exception fence, error mapping. Everything real is in runtime/node_runtime.h.
 #include <porthole/porthole.h>
 
+#include <algorithm>
+#include <cstddef>
 #include <cstdlib>
 #include <cstring>
 #include <exception>
@@ -27,6 +29,7 @@ namespace {
 
 constexpr std::size_t kKeyFileMax = 4096;
 constexpr int kOk = PORTHOLE_OK;
+constexpr std::size_t kOptionsSizeMax = 4096;  // of any future version: beyond it the field was never set
 
 int to_code(ErrorCode code) {
   switch (code) {
@@ -100,10 +103,16 @@ void porthole_options_init(porthole_options* options) {
   options->size = sizeof *options;
 }
 
-porthole_node* porthole_start(const porthole_options* options, porthole_error* error) {
+porthole_node* porthole_start(const porthole_options* given, porthole_error* error) {
   porthole_node* out = nullptr;
   guarded(error, [&] {
-    if (!options || options->size < sizeof(porthole_options)) return invalid("options were not initialised with porthole_options_init", error);
+    // A program built against an older header has a shorter struct: what it does not know keeps its default.
+    if (!given || given->size < offsetof(porthole_options, state_dir) + sizeof(char*) || given->size > kOptionsSizeMax)
+      return invalid("options were not initialised with porthole_options_init", error);
+    porthole_options known;
+    porthole_options_init(&known);
+    std::memcpy(&known, given, std::min(given->size, sizeof known));
+    const porthole_options* options = &known;
     porthole::runtime::NodeOptions o;
     o.state_dir = text(options->state_dir);
     o.control_url = text(options->control_url);

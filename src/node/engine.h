@@ -243,7 +243,7 @@ class Engine final : private wg::Host, private derp::DerpHost {
   std::optional<Instant> map_at_;        // when the first map came
   bool registered_ = false;
   std::string login_name_;
-  std::vector<IpAddress> stored_addresses_;
+  std::vector<IpAddress> stored_addresses_, local_addresses_;
   std::optional<MachinePublic> control_key_;
   std::vector<Event> events_;
   std::size_t events_at_ = 0;
