@@ -266,7 +266,7 @@ int login(const ClientOptions& o) {
     std::shared_ptr<TailnetClient> tailnet = c.tailnet(saved);
     // Also where it joined before: the stored login may have ended since, and this is the place to mend that.
     tailnet->join(saved.coordination_url, saved.tailnet_preauth_key);
-    if (!finish_join(c, saved) && tailnet->status().unauthorized) {
+    if (!finish_join(c, saved) && tailnet->status().kind == NodeError::Kind::kUnauthorized) {
       answer = log_in(c, at, server, true);
       saved = remember(c, server, answer);
       if (!answer.tailnet_preauth_key.empty()) {

@@ -56,7 +56,14 @@ class NativeNode final : public TailnetNode {
   }
 
   void join(std::chrono::milliseconds time_max) override {
-    guarded([&] { node_.wait_running(time_max); });
+    try {
+      node_.wait_running(time_max);
+    } catch (const Exception& e) {
+      // Without a key the node would wait for a person to open a page; here there is none to do that.
+      if (e.code() == PORTHOLE_ERROR_TIMEOUT && text_of(parse_object(node_.status_json()), "state") == "needs-login")
+        throw NodeError(NodeError::Kind::kUnauthorized, "the coordination server wants a new login");
+      throw translated(e);
+    }
   }
   bool connected() override {
     return guarded([&] { return text_of(parse_object(node_.status_json()), "state") == "running"; });

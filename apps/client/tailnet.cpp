@@ -94,16 +94,16 @@ void TailnetClient::start(Order order) {
   std::lock_guard lock(mutex_);
   if (order_ || status_.state == TailnetState::kJoining || status_.state == TailnetState::kConnected) return;
   order_ = std::move(order);
-  status_ = {TailnetState::kJoining, {}, false};
+  status_ = {TailnetState::kJoining, {}, NodeError::Kind::kFailed};
   changed_.notify_all();
 }
 
 void TailnetClient::join(const std::string& coordination_url, const std::string& key) { start({coordination_url, key}); }
 void TailnetClient::ensure_connected() { start({}); }
 
-void TailnetClient::enter(TailnetState state, const std::string& problem, bool unauthorized) {
+void TailnetClient::enter(TailnetState state, const std::string& problem, NodeError::Kind kind) {
   std::function<void(const TailnetStatus&)> observer;
-  TailnetStatus status{state, problem, unauthorized};
+  TailnetStatus status{state, problem, kind};
   {
     std::lock_guard lock(mutex_);
     status_ = status;
@@ -126,7 +126,7 @@ void TailnetClient::run() {
       bring_up(order);
     } catch (const NodeError& e) {
       bool unauthorized = e.kind() == NodeError::Kind::kUnauthorized;
-      enter(TailnetState::kFailed, unauthorized ? std::string(kKeyInvalid) + " (" + e.what() + ")" : e.what(), unauthorized);
+      enter(TailnetState::kFailed, unauthorized ? std::string(kKeyInvalid) + " (" + e.what() + ")" : e.what(), e.kind());
     } catch (const std::exception& e) {
       enter(TailnetState::kFailed, e.what());
     }
@@ -154,7 +154,10 @@ void TailnetClient::bring_up(const Order& order) {
       if (!stored) {
         // Whatever is there belongs to a login that is not wanted any more.
         std::error_code ignored;
+        std::filesystem::remove(dir_ + "/tailnet.json", ignored);
         std::filesystem::remove_all(config.state_dir, ignored);
+        std::lock_guard lock(mutex_);
+        joined_url_.clear();
       }
       std::shared_ptr<TailnetNode> made = factory_(config);
       {
@@ -198,7 +201,10 @@ void TailnetClient::wait_connected(std::chrono::milliseconds time_max) {
   if (status_.state == TailnetState::kConnected) return;
   if (stopping_) throw ClientError(Failure::kFailed, "interrupted");
   if (!done) throw ClientError(Failure::kUnreachable, "the tailnet does not answer yet");
-  throw ClientError(status_.unauthorized ? Failure::kKeyInvalid : Failure::kUnreachable, status_.problem);
+  Failure failure = status_.kind == NodeError::Kind::kUnauthorized ? Failure::kKeyInvalid
+                    : status_.kind == NodeError::Kind::kInUse      ? Failure::kFailed
+                                                                   : Failure::kUnreachable;
+  throw ClientError(failure, status_.problem);
 }
 
 namespace {

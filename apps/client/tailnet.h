@@ -59,7 +59,7 @@ const char* name_of(TailnetState state);
 struct TailnetStatus {
   TailnetState state = TailnetState::kIdle;
   std::string problem;      // a sentence, with kFailed
-  bool unauthorized = false;  // with kFailed: only a new key helps
+  NodeError::Kind kind = NodeError::Kind::kFailed;  // with kFailed; kUnauthorized: only a new key helps
 };
 
 class TailnetClient {
@@ -94,7 +94,7 @@ class TailnetClient {
   };
   void run();
   void bring_up(const Order& order);
-  void enter(TailnetState state, const std::string& problem = {}, bool unauthorized = false);
+  void enter(TailnetState state, const std::string& problem = {}, NodeError::Kind kind = NodeError::Kind::kFailed);
   void start(Order order);
   std::shared_ptr<TailnetNode> node() const;
   void save();

@@ -179,6 +179,7 @@ class TailnetBridge::Impl {
 #ifdef PORTHOLE_HAS_NODE_LIBRARY
   void watch(Node& node);
   void running(Node& node);
+  void must_not_need_login(Node& node);
 
   mutable std::mutex node_mutex_;  // peer_of() against the end of a life
   Node* node_ = nullptr;
@@ -237,6 +238,7 @@ void TailnetBridge::Impl::one_life() {
         break;
       } catch (const Exception& e) {
         if (e.code() != PORTHOLE_ERROR_TIMEOUT) throw;
+        must_not_need_login(node);
       }
     }
     running(node);
@@ -247,6 +249,13 @@ void TailnetBridge::Impl::one_life() {
     if (ended) abandoned_ = true;
     throw;
   }
+}
+
+// The node would wait for a person to open a page; a server asks for a new key instead.
+void TailnetBridge::Impl::must_not_need_login(Node& node) {
+  if (text_of(parse_object(node.status_json()), "state") != "needs-login") return;
+  abandoned_ = true;
+  throw app::CommandError("the coordination server wants a new login of this server");
 }
 
 // Where this server is on the tailnet, from now on handed out at logins.
@@ -277,15 +286,15 @@ void TailnetBridge::Impl::watch(Node& node) {
       if (name == "running") {
         running(node);
       } else if (name == "state") {
-        std::string state = text_of(event, "state");
-        if (state == "running") running(node);
-        else enter(state, "");
-      } else if (name == "login_url" || name == "login_needed") {
-        try {
-          node.wait_running(0ms);  // throws with the reason
-        } catch (const Exception& e) {
-          if (e.code() != PORTHOLE_ERROR_TIMEOUT) throw;
-        }
+        // As it is now: events from before may still be in the queue.
+        std::string state = text_of(parse_object(node.status_json()), "state");
+        must_not_need_login(node);
+        if (state == "running")
+          running(node);
+        else
+          enter(state, "");
+      } else if (name == "login_url") {
+        must_not_need_login(node);
       }
     }
     if (std::chrono::steady_clock::now() < next_look) continue;
