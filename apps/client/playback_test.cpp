@@ -9,7 +9,7 @@ namespace {
 using boost::asio::awaitable;
 
 // One request on a connection of its own; everything that comes back until the end.
-std::string http_exchange(std::uint16_t port, const std::string& request) {
+std::string fetch(std::uint16_t port, const std::string& request) {
   int fd = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
   sockaddr_in at{};
   at.sin_family = AF_INET;
@@ -59,7 +59,7 @@ class PlaybackTest : public ::testing::Test {
   }
   std::string get(const std::string& headers, const std::string& method = "GET", std::string what = {}) {
     if (what.empty()) what = target;
-    return http_exchange(port, method + " " + what + " HTTP/1.1\r\nHost: x\r\nConnection: close\r\n" + headers + "\r\n");
+    return fetch(port, method + " " + what + " HTTP/1.1\r\nHost: x\r\nConnection: close\r\n" + headers + "\r\n");
   }
 
   Household home;
@@ -107,7 +107,7 @@ TEST_F(PlaybackTest, SeveralRequestsAtOnceAndOneAfterAnother) {
   EXPECT_EQ(good, 4);
   std::string one = "GET " + target + " HTTP/1.1\r\nHost: x\r\nRange: bytes=0-9\r\n\r\n";
   std::string two = "GET " + target + " HTTP/1.1\r\nHost: x\r\nRange: bytes=10-19\r\nConnection: close\r\n\r\n";
-  std::string both = http_exchange(port, one + two);
+  std::string both = fetch(port, one + two);
   EXPECT_EQ(both.substr(both.size() - 10), home.big.substr(10, 10));
   EXPECT_NE(both.find(home.big.substr(0, 10)), std::string::npos);
 }
@@ -117,7 +117,7 @@ TEST_F(PlaybackTest, OthersGetNothing) {
   EXPECT_TRUE(get("", "GET", "/" + std::string(32, '0') + "/" + item.id + "/x").starts_with("HTTP/1.1 404 "));
   EXPECT_TRUE(get("", "GET", target.substr(0, 34) + "nothing/x").starts_with("HTTP/1.1 404 "));
   EXPECT_TRUE(get("", "DELETE").starts_with("HTTP/1.1 405 "));
-  EXPECT_FALSE(http_exchange(port, noise(100) + "\r\n\r\n").starts_with("HTTP/1.1 200"));
+  EXPECT_FALSE(fetch(port, noise(100) + "\r\n\r\n").starts_with("HTTP/1.1 200"));
   EXPECT_THROW(Playback(io, "0.0.0.0:0", {}, {}), ClientError);
 }
 

@@ -298,6 +298,11 @@ void Engine::session(wg::PeerId id, wg::SessionState state) {
       hurry_.erase(id);
       send_own_disco_key(*peer);
       set_blocked(*peer, false);
+      if (peer->restarted) {
+        // Segments sent to its last life went nowhere: resend now instead of when TCP's timer says so.
+        peer->restarted = false;
+        for (const IpAddress& a : peer->addresses) stack_->path_changed(clock_.now, a, netstack::PathChange::kReachable);
+      }
       if (probes_.erase(peer->key) > 0) emit(PeerReadyEvent{peer->key});
       break;
     case wg::SessionState::kNone:
@@ -637,7 +642,13 @@ void Engine::drain_paths() {
       }
       emit(PathEvent{peer_name(path->key), path->key, path->direct, path->relay_region, path->latency});
     } else if (auto* restarted = std::get_if<paths::PeerRestarted>(&*event)) {
-      if (const Peer* peer = by_key(restarted->key)) tunnel_->reset_session(clock_, peer->tunnel);
+      auto it = by_key_.find(restarted->key);
+      if (it == by_key_.end()) continue;
+      Peer& peer = peers_.at(it->second);
+      bool in_use = tunnel_->state(peer.tunnel) != wg::SessionState::kNone;
+      peer.restarted = true;
+      tunnel_->reset_session(clock_, peer.tunnel);
+      if (in_use) tunnel_->start_handshake(clock_, peer.tunnel);
     } else if (auto* ping = std::get_if<paths::PingResult>(&*event)) {
       emit(PingEvent{*ping});
     } else if (auto* resolve = std::get_if<paths::ResolveRequest>(&*event)) {

@@ -168,6 +168,7 @@ class Engine final : private wg::Host, private derp::DerpHost {
     int home_region = 0;
     bool jailed = false;
     std::vector<IpAddress> addresses;
+    bool restarted = false;             // what was in flight to it is lost
     bool blocked = false;               // the netstack was told that there is no session
     std::optional<bool> direct;         // last path kind told to the netstack
   };
