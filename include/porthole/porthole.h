@@ -4,7 +4,7 @@
  * dial and listen on it, in userspace: no TUN device, no root, no other process.
  *
  * Threading: every function may be called from any thread at any time; calls under way when another thread closes the
- * node end with PORTHOLE_ERROR_CANCELLED. None may begin after porthole_close() has returned. Functions that block say so;
+ * node, and calls on a node that is closed, end with PORTHOLE_ERROR_CANCELLED. Functions that block say so;
  * the node's own work happens on a thread of the library. The library never calls back into the program, installs no
  * signal handler, writes nothing to stdout or stderr and never forks. Two nodes in one process work.
  *

@@ -163,9 +163,9 @@ void NodeRuntime::Loop::stop_now() {
   engine_->settle(clock_);
   streams_->pump(clock_.now);
   persist();
+  loop_.close();  // first, so that no question comes in behind the last answer
   Error closed{ErrorCode::kCancelled, "the node was closed"};
   fail_waiters(closed);
-  loop_.close();
   splices_.clear();
   proxy_connections_.clear();
   control_connections_.clear();
@@ -180,6 +180,7 @@ void NodeRuntime::Loop::stop_now() {
   udp6_.reset();
   engine_.reset();
   ::unlink(dir_.file("node.sock").c_str());
+  dir_.unlock();  // whoever still holds a listener of ours keeps the object, but not the directory
   events_.close();
 }
 
