@@ -48,6 +48,12 @@ int main(int argc, char** argv) {
     return app.exit(e);
   } catch (const CLI::CallForVersion& e) {
     return app.exit(e);
+  } catch (const CLI::RequiredError& e) {
+    // A verb that does not exist is what was typed, not what is missing.
+    for (const CLI::App* at = &app; at; at = at->get_subcommands().empty() ? nullptr : at->get_subcommands().front())
+      if (auto left = at->remaining(); at->get_subcommands().empty() && !left.empty() && at->get_require_subcommand_min() > 0)
+        return fail("there is no '" + left.front() + "' here (see --help)", 2);
+    return fail(std::string(e.what()) + " (see --help)", 2);
   } catch (const CLI::ParseError& e) {
     return fail(std::string(e.what()) + " (see --help)", 2);
   }

@@ -56,6 +56,7 @@ StopSignal::StopSignal() {
     ::sigaction(SIGINT, &action, nullptr);
     ::sigaction(SIGTERM, &action, nullptr);
     ::signal(SIGPIPE, SIG_IGN);
+    ::signal(SIGXFSZ, SIG_IGN);  // under a file size limit, writes fail like on a full disk
   });
 }
 bool StopSignal::stopped() const { return g_stopped; }

@@ -23,7 +23,8 @@ class CommandError : public std::runtime_error {
 // One JSON object and a newline on stdout, flushed, in one write. Safe from any thread.
 void print_event(const boost::json::object& event);
 
-// SIGINT and SIGTERM: sets the flag and writes to the descriptor. Installed once per process; SIGPIPE is ignored.
+// SIGINT and SIGTERM: sets the flag and writes to the descriptor. Installed once per process; SIGPIPE and
+// SIGXFSZ are ignored.
 class StopSignal {
  public:
   StopSignal();

@@ -293,7 +293,10 @@ Result<std::size_t> HttpMessageParser::consume(Bytes in) {
     if (!taken) return taken;
     n = *taken;
     if (!head_.done()) return n;
-    body_.emplace(head_.body(answers_head_request_), head_.content_length(), limits_.body_size_max);
+    const HttpBody body = head_.body(answers_head_request_);
+    if (body == HttpBody::kLength && head_.content_length() > limits_.body_size_max)
+      return Error{ErrorCode::kLimit, "the HTTP body is larger than allowed"};  // before the sender waits, or sends it
+    body_.emplace(body, head_.content_length(), limits_.body_size_max);
   }
   Result<std::size_t> taken = body_->consume(in.subspan(n));
   if (!taken) return taken;

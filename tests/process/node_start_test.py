@@ -28,6 +28,7 @@ def test_usage():
         refused(run(), 2, "subcommand")
         refused(run("fly"), 2, "fly")
         refused(run("node"), 2, "subcommand")
+        refused(run("node", "fly"), 2, "fly")
         refused(run("node", "run"), 2, "--statedir")
         refused(node_run(lab, "n", "--no-such-flag"), 2, "--no-such-flag")
         refused(node_run(lab, "n", "--port", "70000"), 2, "70000")
