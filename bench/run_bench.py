@@ -12,6 +12,7 @@ With root, the two nodes sit in network namespaces joined by veth; without, both
 """
 import json
 import os
+import re
 import shutil
 import statistics
 import subprocess
@@ -212,12 +213,15 @@ def startup():
 def memory():
     def measure(lab):
         server = lab.server()
-        puller = lab.node("puller", lab.a, "--socks5", "127.0.0.1:0")
-        proxy = puller.event("socks5")
+        # The node as a program embeds it; `porthole` itself also carries the media libraries' relocations.
+        puller = Node([os.path.abspath(os.path.join(BUILD, "examples", "socks_proxy")), f"{lab.dir}/embedded", lab.url, lab.key], lab.a)
+        lab.processes.append(puller)
+        user, password, address = re.search(r"socks5h://([^:]+):([^@]+)@(\S+)", puller.p.stdout.readline().decode()).groups()
+        proxy = {"address": address, "username": user, "password": password}
         puller.event("running")
         lab.pull(proxy, "server:8080", 1000)
         time.sleep(3)
-        print("\nPrivate (dirty) memory of a node, KB")
+        print("\nPrivate (dirty) memory of a node, KB (puller: examples/socks_proxy, the library embedded; server: porthole node run)")
         print(f"  idle, one peer                puller {private_kb(puller.p.pid):8}   server {private_kb(server.p.pid):8}")
         lab.pull(proxy, "server:8080", 4_000_000_000)
         print(f"  right after 4 GB in one flow  puller {private_kb(puller.p.pid):8}   server {private_kb(server.p.pid):8}")

@@ -11,6 +11,7 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "usage: %s STATE_DIR CONTROL_URL PORT [KEY]\n", argv[0]);
     return 2;
   }
+  std::setvbuf(stdout, nullptr, _IOLBF, 0);
   try {
     porthole::NodeOptions options;
     options.state_dir = argv[1];

@@ -39,7 +39,7 @@ using namespace std::chrono_literals;
 
 struct ClientOptions {
   std::string state_dir, ca_file, url, server, item, password_file, name, listen = "127.0.0.1:0", output, range;
-  bool json = false, no_wait = false, automatic = false, local = false, remote = false;
+  bool json = false, no_wait = false, automatic = false, local = false, remote = false, relay_only = false;
 };
 
 std::string default_state_dir() {
@@ -93,7 +93,7 @@ class Context {
     std::shared_ptr<TailnetClient>& t = tailnets_[profile];
     if (!t) {
       t = std::make_shared<TailnetClient>(store.dir() + "/tailnet/" + profile, session::tailnet_hostname(device.name),
-                                          options.ca_file, native_node_factory());
+                                          options.ca_file, native_node_factory(options.relay_only));
       t->observe([this](const TailnetStatus& s) {
         object e{{"event", "tailnet"}, {"state", name_of(s.state)}};
         if (!s.problem.empty()) e["problem"] = s.problem;
@@ -522,6 +522,7 @@ void add_client_commands(CLI::App& app, Run& run) {
     CLI::App* v = client->add_subcommand(name, text);
     v->add_option("--statedir", o->state_dir, "Folder for saved servers and tailnet state (default: ~/.local/state/porthole/client)");
     v->add_option("--ca-file", o->ca_file, "PEM certificates to trust for the coordination server, besides the system's");
+    v->add_flag("--relay-only", o->relay_only, "Never a direct path through the tailnet");
     v->add_flag("--json", o->json, "Events as JSON lines on stdout");
     v->callback([o, &run, function] {
       run = [o, function] {

@@ -49,7 +49,7 @@ auto guarded(F f) {
 
 class NativeNode final : public TailnetNode {
  public:
-  explicit NativeNode(const TailnetNodeConfig& c) : node_(options(c)) {}
+  NativeNode(const TailnetNodeConfig& c, bool relay_only) : node_(options(c, relay_only)) {}
   ~NativeNode() override {
     stopping_ = true;
     if (observer_.joinable()) observer_.join();
@@ -112,13 +112,14 @@ class NativeNode final : public TailnetNode {
   }
 
  private:
-  static NodeOptions options(const TailnetNodeConfig& c) {
+  static NodeOptions options(const TailnetNodeConfig& c, bool relay_only) {
     NodeOptions o;
     o.state_dir = c.state_dir;
     o.control_url = c.coordination_url;
     o.auth_key = c.auth_key;
     o.hostname = c.hostname;
     o.ca_file = c.ca_file;
+    o.relay_only = relay_only;
     return o;
   }
 
@@ -129,9 +130,9 @@ class NativeNode final : public TailnetNode {
 
 }  // namespace
 
-TailnetNodeFactory native_node_factory() {
-  return [](const TailnetNodeConfig& config) {
-    return guarded([&]() -> std::unique_ptr<TailnetNode> { return std::make_unique<NativeNode>(config); });
+TailnetNodeFactory native_node_factory(bool relay_only) {
+  return [relay_only](const TailnetNodeConfig& config) {
+    return guarded([&]() -> std::unique_ptr<TailnetNode> { return std::make_unique<NativeNode>(config, relay_only); });
   };
 }
 
@@ -140,7 +141,7 @@ TailnetNodeFactory native_node_factory() {
 #else
 
 namespace porthole::client {
-TailnetNodeFactory native_node_factory() { return {}; }
+TailnetNodeFactory native_node_factory(bool) { return {}; }
 }  // namespace porthole::client
 
 #endif

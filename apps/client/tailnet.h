@@ -115,6 +115,7 @@ class TailnetClient {
 };
 
 // The native node (libporthole); empty when this build has none.
-TailnetNodeFactory native_node_factory();
+// relay_only: never a direct path, for networks (and demonstrations) where only the relay is wanted.
+TailnetNodeFactory native_node_factory(bool relay_only = false);
 
 }  // namespace porthole::client

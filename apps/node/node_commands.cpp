@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <charconv>
 #include <cstring>
 #include <memory>
 #include <porthole/porthole.hpp>
@@ -73,15 +74,26 @@ int run_node(const RunOptions& o) {
   std::vector<std::pair<std::uint16_t, std::string>> exposes;
   for (const std::string& e : o.expose) {
     std::size_t eq = e.find('=');
-    int port = eq == std::string::npos ? 0 : std::atoi(e.substr(0, eq).c_str());
-    if (port <= 0 || port > 65535) throw CommandError("--expose " + e + ": expected TAILNET_PORT=ADDRESS:PORT", 2);
-    exposes.emplace_back(static_cast<std::uint16_t>(port), e.substr(eq + 1));
+    std::uint16_t port = 0;
+    const char* end = e.data() + (eq == std::string::npos ? 0 : eq);
+    auto [stopped, bad] = std::from_chars(e.data(), end, port);
+    if (bad != std::errc() || stopped != end || port == 0) throw CommandError("--expose " + e + ": expected TAILNET_PORT=ADDRESS:PORT", 2);
+    exposes.emplace_back(port, e.substr(eq + 1));
   }
   Node node(o.node);
   if (std::getenv("PORTHOLE_LOG")) node.set_log_fd(STDERR_FILENO);
-  for (auto& [port, address] : exposes) node.expose(port, address);
+  // What the library calls invalid here was typed wrong.
+  auto option = [](const std::string& typed, auto use) {
+    try {
+      return use();
+    } catch (const Exception& e) {
+      throw CommandError(typed + ": " + e.what(), e.code() == PORTHOLE_ERROR_INVALID ? 2 : 1);
+    }
+  };
+  for (std::size_t i = 0; i < exposes.size(); ++i)
+    option("--expose " + o.expose[i], [&] { node.expose(exposes[i].first, exposes[i].second); });
   if (!o.socks5.empty()) {
-    Loopback l = node.loopback(o.socks5);
+    Loopback l = option("--socks5 " + o.socks5, [&] { return node.loopback(o.socks5); });
     json::object e{{"event", "socks5"}, {"address", l.address}, {"username", l.username}, {"password", l.password}};
     o.json ? print_event(e) : print_plain(e);
   }

@@ -2,6 +2,8 @@
 
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <openssl/err.h>
+#include <openssl/sslerr.h>
 
 #include "relay/http_front.h"
 #include "remote/limits.h"
@@ -89,12 +91,25 @@ void Connection::start() {
   socket().non_blocking(true, ignored);
   if (auto* tls = std::get_if<Tls>(&stream_)) {
     tls->async_handshake(asio::ssl::stream_base::server, [self = shared_from_this()](error_code e) {
-      if (e) return self->close();
+      if (e) return self->refuse_handshake(e);
       self->read();
     });
     return;
   }
   read();
+}
+
+void Connection::refuse_handshake(const error_code& e) {
+  bool http = e.category() == asio::error::get_ssl_category() && ERR_GET_REASON(static_cast<unsigned long>(e.value())) == SSL_R_HTTP_REQUEST;
+  if (http) {
+    // The words that clients of other servers know, too.
+    static constexpr std::string_view kAnswer =
+        "HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\n"
+        "Client sent an HTTP request to an HTTPS server.\n";
+    error_code ignored;
+    socket().write_some(asio::buffer(kAnswer), ignored);
+  }
+  close();
 }
 
 void Connection::close() {
@@ -296,7 +311,10 @@ void Connection::answer(int status, std::string_view content_type, std::string_v
   if (!wire::encode_http_response_head(pending_, status, reason_of(status), list)) return close();
   bool head_only = parser_.head_done() && parser_.head().method() == "HEAD";
   if (!head_only) append(pending_, as_bytes(body));
-  if (close_when_sent_) phase_ = Phase::kClosing;
+  if (close_when_sent_) {
+    phase_ = Phase::kClosing;
+    deadline_ = read_clock().now + kIdleTimeout;
+  }
   write();
 }
 
@@ -345,6 +363,8 @@ void Connection::write() {
       // The other side learns that this is the end and not a cut.
       phase_ = phase_ == Phase::kControl ? phase_ : Phase::kClosing;
       writing_ = true;
+      ending_ = true;
+      deadline_ = read_clock().now + kRequestTimeout;
       tls->async_shutdown([self](error_code) {
         self->close();
         self->server_.settle();

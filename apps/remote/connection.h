@@ -16,7 +16,10 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void close();
   // A machine has output for this connection.
   void pump();
-  bool timed_out(Instant now) const { return phase_ == Phase::kHttp && now > deadline_; }
+  // A stalled request, or a goodbye that the other side does not take.
+  bool timed_out(Instant now) const {
+    return (phase_ == Phase::kHttp || phase_ == Phase::kClosing || ending_) && now > deadline_;
+  }
   const Endpoint& remote() const { return remote_; }
   coordinator::SessionId session() const { return session_; }
   relay::ConnId relay_id() const { return relay_id_; }
@@ -27,6 +30,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   using Tls = boost::asio::ssl::stream<Tcp>;
 
   Tcp& socket();
+  void refuse_handshake(const boost::system::error_code& e);
   void read();
   void handle_bytes(MutBytes bytes);
   // One request is complete; `rest` are the bytes behind it.
@@ -53,6 +57,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   bool writing_ = false;
   bool reading_ = false;
   bool close_when_sent_ = false;
+  bool ending_ = false;         // TLS's goodbye is under way
   coordinator::SessionId session_ = 0;
   relay::ConnId relay_id_ = 0;
 };

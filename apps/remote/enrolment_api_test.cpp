@@ -68,6 +68,7 @@ TEST_F(ApiTest, ADeviceGetsItsKeyAndOnlyOne) {
 
   EXPECT_EQ(call("DELETE", "/api/v1/accounts/smith/devices/kitchen-tv", token).status, 204);
   expect_problem(call("DELETE", "/api/v1/accounts/smith/devices/kitchen-tv", token), 404, "revoked already");
+  EXPECT_TRUE(parse(call("GET", "/api/v1/accounts/smith/devices", token)).at("devices").as_array().empty());
   auto next = call("POST", "/api/v1/accounts/smith/devices/kitchen-tv/key", token);
   EXPECT_EQ(next.status, 201);
   keys.insert(std::string(parse(next).at("key").as_string()));

@@ -207,6 +207,7 @@ void TailnetBridge::Impl::one_life() {
   options.state_dir = config_.state_dir + "/node";
   options.hostname = config_.hostname;
   options.ca_file = config_.ca_file;
+  options.relay_only = config_.relay_only;
   if (joined_) {
     options.control_url = coordination_url_;
   } else {

@@ -21,6 +21,7 @@ struct BridgeConfig {
   std::string hostname;   // on the tailnet
   std::string device_id;  // the server's own, for the enrolment service
   std::string ca_file;
+  bool relay_only = false;       // never a direct path
   std::uint16_t local_port = 0;  // the WebSocket server's bridge listener
 };
 

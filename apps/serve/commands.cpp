@@ -25,7 +25,7 @@ using boost::json::object;
 struct ServeOptions {
   std::string state_dir, listen = "[::]:8443", remote, account_token, name, ca_file, password_file;
   std::vector<std::string> folders;
-  bool json = false;
+  bool json = false, relay_only = false;
 };
 
 // The server's identity for clients and for the enrolment service: made once.
@@ -167,6 +167,7 @@ int run_server(const ServeOptions& o) {
     b.hostname = session::tailnet_hostname(identity.name, "porthole-server");
     b.device_id = identity.server_id;
     b.ca_file = o.ca_file;
+    b.relay_only = o.relay_only;
     b.local_port = server->bridge_port();
     serve::BridgeHooks h;
     h.event = event;
@@ -243,6 +244,7 @@ void add_serve_commands(CLI::App& app, Run& run) {
   serve->add_option("--remote", o->remote, "Address of the coordination service; without it, LAN only");
   serve->add_option("--account-token", o->account_token, "Token of the account there, file:PATH");
   serve->add_option("--name", o->name, "Name shown to clients; kept from then on");
+  serve->add_flag("--relay-only", o->relay_only, "Never a direct path through the tailnet");
   serve->add_option("--ca-file", o->ca_file, "PEM certificates to trust for the coordination service, besides the system's");
   serve->add_flag("--json", o->json, "Events as JSON lines on stdout");
   serve->callback([serve, o, &run] {

@@ -44,7 +44,7 @@ inline constexpr std::size_t kAddressesMax = 4096;
 inline constexpr std::size_t kPasswordChecksMax = 16;
 
 // How long a login waits for the enrolment service before it answers without remote details.
-inline constexpr std::chrono::milliseconds kEnrolmentTimeout{3000};
+inline constexpr std::chrono::milliseconds kEnrolmentTimeout{6000};
 inline constexpr std::size_t kEnrolmentAnswerBytesMax = 64 * 1024;
 
 // Library: files beyond are left out with a log line.

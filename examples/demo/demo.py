@@ -236,7 +236,7 @@ class Demo:
             argv.append("--relay-only")
         events = call_json(argv)
         seconds = time.monotonic() - start
-        logged_in = next((e for e in events if e.get("event") == "logged_in"), None)
+        logged_in = next((e for e in events if e.get("event") == "login"), None)
         if not logged_in or not logged_in.get("remote"):
             raise Failed(f"the login brought no remote access: {events}")
         if not any(e.get("event") == "joined" for e in events):
@@ -260,20 +260,20 @@ class Demo:
             argv.append("--relay-only")
         events = call_json(argv)
         seconds = time.monotonic() - start
-        tries = [e for e in events if e.get("event") == "attempt"]
-        local = [e for e in tries if e.get("way") == "local"]
-        remote = [e for e in tries if e.get("way") == "remote"]
+        local = [e for e in events if e.get("event") == "local_failed"]
+        remote = [e for e in events if e.get("event") == "remote_attempt"]
         connected = next((e for e in events if e.get("event") == "connected"), None)
         if not local or not connected:
             raise Failed(f"expected a failed local attempt, then a connection: {events}")
         if len(remote) != 1:
             raise Failed(f"the remote connection took {len(remote)} attempts")
-        say(f"        tried local first, failed fast, connected remotely at the first attempt ({connected.get('path')}) after {seconds:.2f} s")
+        say(f"        the client says: {local[0]['reason']}")
+        say(f"        connected remotely at the first attempt ({connected.get('path')}) after {seconds:.2f} s")
         self.row("connect away", connected.get("path", "remote"), seconds)
 
     def step_3_film(self):
         start = time.monotonic()
-        events = call_json(self.client("ls", self.server) + self.relay_flag())
+        events = call_json(self.client("ls", self.server, "--remote") + self.relay_flag())
         items = [e for e in events if e.get("event") == "item"]
         if not items:
             raise Failed(f"the library is empty: {events}")
@@ -281,10 +281,12 @@ class Demo:
         self.row("list the library", "remote", time.monotonic() - start)
         item = items[0]
         self.item = item
-        original = os.path.join(self.library, item["path"])
+        original = next((os.path.join(d, item["file_name"]) for d, _, names in os.walk(self.library) if item["file_name"] in names), None)
+        if not original:
+            raise Failed(f"the library has no file {item['file_name']}")
         size = os.path.getsize(original)
-        if item["size"] != size:
-            raise Failed(f"{item['title']}: listed with {item['size']} bytes, the file has {size}")
+        if item["size_bytes"] != size:
+            raise Failed(f"{item['title']}: listed with {item['size_bytes']} bytes, the file has {size}")
 
         self.play = self.start("play", self.client("play", self.server, item["id"], "--listen", "127.0.0.1:0", "--remote") + self.relay_flag())
         playing = self.play.wait_event("playing", 20)
@@ -329,7 +331,7 @@ class Demo:
         seconds = time.monotonic() - start
         path = "remote"
         for e in self.play.log:
-            if e.get("event") == "path":
+            if e.get("event") in ("playing", "path"):
                 path = e.get("path", path)
         return h.hexdigest(), path, seconds
 
@@ -391,8 +393,11 @@ class Demo:
             raise Failed(f"the stream ended only {seconds:.1f} s after the revocation")
         say(f"        device revoked: the running stream {result['how']} after {seconds:.2f} s")
         self.row("revoke, stream ends", "-", seconds)
-        words = self.play.wait_event("ended", 15)
+        words = self.play.wait_event("problem", 15)
         say(f"        the client says: {words.get('reason')}")
+        self.play.p.terminate()
+        self.play.p.wait(5)
+        self.processes.remove(self.play)
         again = call(self.client("connect", self.server, "--remote") + self.relay_flag(), check=False, seconds=60)
         if again.returncode == 0:
             raise Failed("the revoked device connected again")

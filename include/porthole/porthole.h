@@ -4,7 +4,7 @@
  * dial and listen on it, in userspace: no TUN device, no root, no other process.
  *
  * Threading: every function may be called from any thread at any time; calls under way when another thread closes the
- * node end with PORTHOLE_ERROR_CANCELLED. None may begin after porthole_close() has returned. Functions that block say so;
+ * node, and calls on a node that is closed, end with PORTHOLE_ERROR_CANCELLED. Functions that block say so;
  * the node's own work happens on a thread of the library. The library never calls back into the program, installs no
  * signal handler, writes nothing to stdout or stderr and never forks. Two nodes in one process work.
  *
@@ -88,7 +88,7 @@ PORTHOLE_API void porthole_close(porthole_node* node);
 PORTHOLE_API int porthole_logout(porthole_node* node, int timeout_ms, porthole_error* error);
 
 /* Events, one JSON object each, oldest first, e.g. {"event":"running","ips":["100.64.0.1","fd7a:..."],"ms":41},
- * {"event":"login_url","url":"..."}, {"event":"state","state":"connecting"},
+ * {"event":"login_url","url":"..."}, {"event":"state","state":"starting"},
  * {"event":"peer_path","peer":"home","path":"direct","endpoint":"192.0.2.7:41641","latency_ms":3.1}.
  * porthole_next_event: *json_out (free with porthole_free) or NULL after timeout_ms (0: do not wait, -1: no limit).
  * PORTHOLE_ERROR_CANCELLED once the node is closed. porthole_event_fd: readable while events wait; for poll() only;

@@ -1,10 +1,14 @@
 // The C ABI: argument checks, exception fence, error mapping. Everything real is in runtime/node_runtime.h.
 #include <porthole/porthole.h>
 
+#include <algorithm>
+#include <cstddef>
 #include <cstdlib>
 #include <cstring>
 #include <exception>
+#include <map>
 #include <memory>
+#include <mutex>
 #include <string>
 
 #include "runtime/files.h"
@@ -14,19 +18,60 @@ using porthole::Error;
 using porthole::ErrorCode;
 using porthole::runtime::NodeRuntime;
 
-// Calls under way hold the runtime, so that porthole_close() in another thread frees nothing under their feet.
-struct porthole_node {
-  std::shared_ptr<NodeRuntime> runtime;
-};
-struct porthole_listener {
+namespace {
+
+struct Listener {
   std::shared_ptr<NodeRuntime> runtime;
   std::uint64_t id;
 };
 
-namespace {
+// What a program holds is a number that is never used again, not an address: a call that another thread's close
+// overtakes, and a call on something closed long ago, find nothing instead of freed memory. Calls under way hold the
+// object, so that closing frees nothing under their feet.
+template <typename Handle, typename Object>
+class Handles {
+ public:
+  Handle* add(Object object) {
+    std::lock_guard lock(mutex_);
+    objects_.emplace(++last_, std::move(object));
+    return reinterpret_cast<Handle*>(last_ * kStep);
+  }
+  Object find(Handle* handle) {
+    std::lock_guard lock(mutex_);
+    auto it = objects_.find(number(handle));
+    return it == objects_.end() ? Object() : it->second;
+  }
+  Object take(Handle* handle) {
+    std::lock_guard lock(mutex_);
+    auto node = objects_.extract(number(handle));
+    return node.empty() ? Object() : std::move(node.mapped());
+  }
+
+ private:
+  // Pointers of a program are aligned; so is this.
+  static constexpr std::uintptr_t kStep = 16;
+  static std::uintptr_t number(Handle* handle) {
+    auto value = reinterpret_cast<std::uintptr_t>(handle);
+    return value % kStep == 0 ? value / kStep : 0;
+  }
+  std::mutex mutex_;
+  std::map<std::uintptr_t, Object> objects_;
+  std::uintptr_t last_ = 0;
+};
+
+// Never destroyed: a program's own threads may outlive its main().
+auto& nodes() {
+  static auto& handles = *new Handles<porthole_node, std::shared_ptr<NodeRuntime>>;
+  return handles;
+}
+auto& listeners() {
+  static auto& handles = *new Handles<porthole_listener, std::shared_ptr<Listener>>;
+  return handles;
+}
 
 constexpr std::size_t kKeyFileMax = 4096;
 constexpr int kOk = PORTHOLE_OK;
+constexpr std::size_t kOptionsSizeMax = 4096;  // of any future version: beyond it the field was never set
 
 int to_code(ErrorCode code) {
   switch (code) {
@@ -61,6 +106,8 @@ int report(const Error& e, porthole_error* out) {
   return code;
 }
 
+int closed(porthole_error* out) { return report({ErrorCode::kCancelled, "the node was closed"}, out); }
+
 int invalid(const char* what, porthole_error* out) { return report({ErrorCode::kInvalid, what}, out); }
 
 template <typename F>
@@ -71,6 +118,15 @@ int guarded(porthole_error* out, F&& work) {
   } catch (const std::exception& e) {
     return report({ErrorCode::kInternal, std::string("internal error: ") + e.what()}, out);
   }
+}
+
+// The call's work on the node behind the handle.
+template <typename F>
+int with_node(porthole_node* node, porthole_error* out, F&& work) {
+  return guarded(out, [&] {
+    auto runtime = nodes().find(node);
+    return runtime ? work(runtime) : closed(out);
+  });
 }
 
 int give(porthole::Result<std::string> r, char** json_out, porthole_error* out) {
@@ -100,10 +156,16 @@ void porthole_options_init(porthole_options* options) {
   options->size = sizeof *options;
 }
 
-porthole_node* porthole_start(const porthole_options* options, porthole_error* error) {
+porthole_node* porthole_start(const porthole_options* given, porthole_error* error) {
   porthole_node* out = nullptr;
   guarded(error, [&] {
-    if (!options || options->size < sizeof(porthole_options)) return invalid("options were not initialised with porthole_options_init", error);
+    // A program built against an older header has a shorter struct: what it does not know keeps its default.
+    if (!given || given->size < offsetof(porthole_options, state_dir) + sizeof(char*) || given->size > kOptionsSizeMax)
+      return invalid("options were not initialised with porthole_options_init", error);
+    porthole_options known;
+    porthole_options_init(&known);
+    std::memcpy(&known, given, std::min(given->size, sizeof known));
+    const porthole_options* options = &known;
     porthole::runtime::NodeOptions o;
     o.state_dir = text(options->state_dir);
     o.control_url = text(options->control_url);
@@ -124,7 +186,7 @@ porthole_node* porthole_start(const porthole_options* options, porthole_error* e
     o.relay_only = options->relay_only != 0;
     auto node = NodeRuntime::start(std::move(o));
     if (!node) return report(node.error(), error);
-    out = new porthole_node{std::move(*node)};
+    out = nodes().add(std::move(*node));
     return kOk;
   });
   return out;
@@ -132,32 +194,31 @@ porthole_node* porthole_start(const porthole_options* options, porthole_error* e
 
 int porthole_wait_running(porthole_node* node, int timeout_ms, porthole_error* error) {
   if (!node) return invalid("no node", error);
-  return guarded(error, [&, runtime = node->runtime] { return finish(runtime->wait_running(timeout_ms), error); });
+  return with_node(node, error, [&](const std::shared_ptr<NodeRuntime>& runtime) { return finish(runtime->wait_running(timeout_ms), error); });
 }
 
 int porthole_wait_peer(porthole_node* node, const char* peer, int timeout_ms, porthole_error* error) {
   if (!node || !peer) return invalid("no node or no peer", error);
-  return guarded(error, [&, runtime = node->runtime] { return finish(runtime->wait_peer(peer, timeout_ms), error); });
+  return with_node(node, error, [&](const std::shared_ptr<NodeRuntime>& runtime) { return finish(runtime->wait_peer(peer, timeout_ms), error); });
 }
 
 void porthole_close(porthole_node* node) {
   if (!node) return;
-  guarded(nullptr, [runtime = node->runtime] {
-    runtime->close();
+  guarded(nullptr, [&] {
+    if (auto runtime = nodes().take(node)) runtime->close();
     return 0;
   });
-  delete node;
 }
 
 int porthole_logout(porthole_node* node, int timeout_ms, porthole_error* error) {
   if (!node) return invalid("no node", error);
-  return guarded(error, [&, runtime = node->runtime] { return finish(runtime->logout(timeout_ms), error); });
+  return with_node(node, error, [&](const std::shared_ptr<NodeRuntime>& runtime) { return finish(runtime->logout(timeout_ms), error); });
 }
 
 int porthole_next_event(porthole_node* node, int timeout_ms, char** json_out, porthole_error* error) {
   if (!node || !json_out) return invalid("no node or no place for the event", error);
   *json_out = nullptr;
-  return guarded(error, [&, runtime = node->runtime] {
+  return with_node(node, error, [&](const std::shared_ptr<NodeRuntime>& runtime) {
     auto r = runtime->next_event(timeout_ms);
     if (!r) return report(r.error(), error);
     if (!*r) return kOk;
@@ -165,17 +226,20 @@ int porthole_next_event(porthole_node* node, int timeout_ms, char** json_out, po
   });
 }
 
-int porthole_event_fd(porthole_node* node) { return node ? node->runtime->event_fd() : -1; }
+int porthole_event_fd(porthole_node* node) {
+  auto runtime = nodes().find(node);
+  return runtime ? runtime->event_fd() : -1;
+}
 
 int porthole_status_json(porthole_node* node, char** json_out, porthole_error* error) {
   if (!node || !json_out) return invalid("no node or no place for the status", error);
-  return guarded(error, [&, runtime = node->runtime] { return give(runtime->status_json(), json_out, error); });
+  return with_node(node, error, [&](const std::shared_ptr<NodeRuntime>& runtime) { return give(runtime->status_json(), json_out, error); });
 }
 
 int porthole_loopback_on(porthole_node* node, const char* address, porthole_proxy* out, porthole_error* error) {
   if (!node || !out) return invalid("no node or no place for the proxy's address", error);
   *out = {};
-  return guarded(error, [&, runtime = node->runtime] {
+  return with_node(node, error, [&](const std::shared_ptr<NodeRuntime>& runtime) {
     auto r = runtime->loopback(text(address));
     if (!r) return report(r.error(), error);
     copy_text(out->address, sizeof out->address, r->address);
@@ -191,7 +255,8 @@ int porthole_loopback(porthole_node* node, porthole_proxy* out, porthole_error* 
 
 int porthole_dial(porthole_node* node, const char* network, const char* address, int timeout_ms, int* fd_out, porthole_error* error) {
   if (!node || !network || !address || !fd_out) return invalid("an argument of porthole_dial is NULL", error);
-  return guarded(error, [&, runtime = node->runtime] {
+  *fd_out = -1;
+  return with_node(node, error, [&](const std::shared_ptr<NodeRuntime>& runtime) {
     auto r = runtime->dial(network, address, timeout_ms);
     if (!r) return report(r.error(), error);
     *fd_out = r->release();
@@ -205,10 +270,10 @@ porthole_listener* porthole_listen(porthole_node* node, uint16_t port, porthole_
     invalid("no node", error);
     return nullptr;
   }
-  guarded(error, [&, runtime = node->runtime] {
+  with_node(node, error, [&](const std::shared_ptr<NodeRuntime>& runtime) {
     auto r = runtime->listen(port);
     if (!r) return report(r.error(), error);
-    out = new porthole_listener{node->runtime, *r};
+    out = listeners().add(std::make_shared<Listener>(Listener{runtime, *r}));
     return kOk;
   });
   return out;
@@ -216,8 +281,11 @@ porthole_listener* porthole_listen(porthole_node* node, uint16_t port, porthole_
 
 int porthole_accept(porthole_listener* listener, int timeout_ms, int* fd_out, char* peer_out, size_t peer_size, porthole_error* error) {
   if (!listener || !fd_out) return invalid("no listener or no place for the descriptor", error);
-  return guarded(error, [&, runtime = listener->runtime] {
-    auto r = runtime->accept(listener->id, timeout_ms);
+  *fd_out = -1;
+  return guarded(error, [&] {
+    auto l = listeners().find(listener);
+    if (!l) return report({ErrorCode::kCancelled, "the listener was closed"}, error);
+    auto r = l->runtime->accept(l->id, timeout_ms);
     if (!r) return report(r.error(), error);
     if (peer_out && peer_size > 0) copy_text(peer_out, peer_size, r->peer);
     *fd_out = r->fd.release();
@@ -228,35 +296,34 @@ int porthole_accept(porthole_listener* listener, int timeout_ms, int* fd_out, ch
 void porthole_listener_close(porthole_listener* listener) {
   if (!listener) return;
   guarded(nullptr, [&] {
-    listener->runtime->close_listener(listener->id);
+    if (auto l = listeners().take(listener)) l->runtime->close_listener(l->id);
     return 0;
   });
-  delete listener;
 }
 
 int porthole_expose(porthole_node* node, uint16_t port, const char* local_address, int max_connections, porthole_error* error) {
   if (!node || !local_address) return invalid("no node or no local address", error);
-  return guarded(error, [&, runtime = node->runtime] { return finish(runtime->expose(port, local_address, max_connections), error); });
+  return with_node(node, error, [&](const std::shared_ptr<NodeRuntime>& runtime) { return finish(runtime->expose(port, local_address, max_connections), error); });
 }
 
 int porthole_exposed_peer(porthole_node* node, uint16_t local_port, char** json_out, porthole_error* error) {
   if (!node || !json_out) return invalid("no node or no place for the answer", error);
-  return guarded(error, [&, runtime = node->runtime] { return give(runtime->exposed_peer(local_port), json_out, error); });
+  return with_node(node, error, [&](const std::shared_ptr<NodeRuntime>& runtime) { return give(runtime->exposed_peer(local_port), json_out, error); });
 }
 
 int porthole_ping(porthole_node* node, const char* peer, int timeout_ms, char** json_out, porthole_error* error) {
   if (!node || !peer || !json_out) return invalid("an argument of porthole_ping is NULL", error);
-  return guarded(error, [&, runtime = node->runtime] { return give(runtime->ping(peer, timeout_ms), json_out, error); });
+  return with_node(node, error, [&](const std::shared_ptr<NodeRuntime>& runtime) { return give(runtime->ping(peer, timeout_ms), json_out, error); });
 }
 
 int porthole_netcheck(porthole_node* node, int timeout_ms, char** json_out, porthole_error* error) {
   if (!node || !json_out) return invalid("no node or no place for the answer", error);
-  return guarded(error, [&, runtime = node->runtime] { return give(runtime->netcheck(timeout_ms), json_out, error); });
+  return with_node(node, error, [&](const std::shared_ptr<NodeRuntime>& runtime) { return give(runtime->netcheck(timeout_ms), json_out, error); });
 }
 
 int porthole_set_log_fd(porthole_node* node, int fd, porthole_error* error) {
   if (!node) return invalid("no node", error);
-  return guarded(error, [&, runtime = node->runtime] { return finish(runtime->set_log_fd(fd), error); });
+  return with_node(node, error, [&](const std::shared_ptr<NodeRuntime>& runtime) { return finish(runtime->set_log_fd(fd), error); });
 }
 
 void porthole_free(void* memory) { std::free(memory); }

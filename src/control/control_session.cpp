@@ -54,7 +54,9 @@ Status ControlSession::consume(Bytes bytes) {
   if (bytes.empty()) return {};
   switch (phase_) {
     case Phase::kWaitingForKey:
-      return Error{ErrorCode::kProtocol, "it spoke first, which no control server does"};
+      first_bytes_.take(bytes);
+      return Error{ErrorCode::kProtocol, first_bytes_.guess().empty() ? "it spoke first, which no control server does"
+                                                                      : std::string(first_bytes_.guess())};
     case Phase::kUpgrade: {
       first_bytes_.take(bytes);
       if (!first_bytes_.guess().empty()) return Error{ErrorCode::kProtocol, std::string(first_bytes_.guess())};

@@ -26,8 +26,12 @@ constexpr Duration kLiteTimeout = std::chrono::seconds(30);
 // HTTP/2 PING to notice dead paths; two unanswered ones end the connection.
 constexpr Duration kPingInterval = std::chrono::seconds(25);
 constexpr Duration kPingTimeout = std::chrono::seconds(15);
-// Lite updates are at least this far apart.
+// Lite updates are at least this far apart ...
 constexpr Duration kLiteSpacing = std::chrono::seconds(1);
+// ... but the first few of a map stream: home relay and endpoints become known one after the other within a fraction of
+// a second, and until peers have them they cannot reach this node.
+constexpr Duration kLiteQuickSpacing = std::chrono::milliseconds(50);
+constexpr int kLiteQuickCount = 4;
 // Backoff of every kind of retry (section 6.10).
 constexpr Duration kBackoffMax = std::chrono::seconds(30);
 // Logout must not hang a program that wants to end.

@@ -482,6 +482,7 @@ bool Coordinator::send(Clock clock, NodeId node, Stream& stream, Message& messag
     return true;
   }
   ++counters_.slow_readers;
+  log_.write(LogLevel::kInfo, "coordinator", "node " + std::to_string(node) + " does not read its map stream; it was reset");
   s->maps.erase(stream.h2_stream);
   s->h2->reset(stream.h2_stream, ts2021::kH2EnhanceYourCalm);
   mark_ready(stream.session);

@@ -157,6 +157,11 @@ const AuthKeyRecord* Directory::device_key_record(const DeviceRecord& device) co
   return it == keys_.end() ? nullptr : &it->second;
 }
 
+bool Directory::waits_to_join(const AccountState& account, const DeviceRecord& device) const {
+  const AuthKeyRecord* key = device_key_record(device);
+  return key && !key->revoked && !account.device_nodes.contains(device.device_id);
+}
+
 std::string Directory::fqdn(const Member& member) const {
   return member.record.label + "." + suffix(accounts_.at(member.record.account).record) + ".";
 }
@@ -218,9 +223,8 @@ std::vector<AccountInfo> Directory::list_accounts(Clock) const {
   for (const auto& [name, id] : account_names_) {
     const AccountState& account = accounts_.at(id);
     AccountInfo info{name, account.record.created, account.members.size(), 0};
-    for (const auto& [node_id, member] : account.members) info.online += member->online ? 1 : 0;
-    for (const auto& [device_id, device] : account.devices)
-      if (!account.device_nodes.contains(device_id)) ++info.devices;
+    for (const auto& [node_id, member] : account.members) info.online += member->online ? 1u : 0u;
+    for (const auto& [device_id, device] : account.devices) info.devices += waits_to_join(account, device) ? 1u : 0u;
     out.push_back(std::move(info));
   }
   return out;
@@ -391,7 +395,7 @@ Result<std::vector<DeviceInfo>> Directory::devices_list(Clock clock, std::string
   auto add = [&](const AccountState& account) {
     for (const auto& [id, member] : account.members) out.push_back(describe(clock, account, *member));
     for (const auto& [device_id, device] : account.devices)
-      if (!account.device_nodes.contains(device_id)) out.push_back(describe(clock, account, device));
+      if (waits_to_join(account, device)) out.push_back(describe(clock, account, device));
   };
   if (name.empty()) {
     for (const auto& [account_name, id] : account_names_) add(accounts_.at(id));
@@ -414,10 +418,13 @@ Status Directory::revoke(Clock clock, std::string_view name, std::string_view id
     const DeviceRecord* device;
   };
   std::vector<Match> matches;
+  bool revoked_already = false;
   auto look = [&](AccountState& account) {
     auto device = account.devices.find(id);
     auto node = account.device_nodes.find(id);
-    if (device != account.devices.end() || node != account.device_nodes.end()) {
+    if (device != account.devices.end() && node == account.device_nodes.end() && !waits_to_join(account, device->second)) {
+      revoked_already = true;
+    } else if (device != account.devices.end() || node != account.device_nodes.end()) {
       matches.push_back({&account, node == account.device_nodes.end() ? nullptr : node->second,
                          device == account.devices.end() ? nullptr : &device->second});
     } else if (is_number && account.members.contains(number)) {
@@ -433,7 +440,8 @@ Status Directory::revoke(Clock clock, std::string_view name, std::string_view id
     if (!account) return no_account(name);
     look(*account);
   }
-  if (matches.empty()) return Error{ErrorCode::kNotFound, "device \"" + std::string(id) + "\" does not exist"};
+  if (matches.empty())
+    return Error{ErrorCode::kNotFound, "device \"" + std::string(id) + "\" " + (revoked_already ? "is revoked already" : "does not exist")};
   if (matches.size() > 1)
     return Error{ErrorCode::kInvalid, "device \"" + std::string(id) + "\" exists in several accounts; name the account"};
 
@@ -444,8 +452,6 @@ Status Directory::revoke(Clock clock, std::string_view name, std::string_view id
     if (const AuthKeyRecord* key = device_key_record(*match.device); key && !key->revoked) {
       change.keys.push_back(*key);
       change.keys.back().revoked = true;
-    } else if (!match.member) {
-      return Error{ErrorCode::kNotFound, "device \"" + std::string(id) + "\" is revoked already"};
     }
   }
   if (match.member) return remove_with(clock, match.member->record, std::move(change));

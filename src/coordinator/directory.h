@@ -157,6 +157,8 @@ class Directory final : public Service {
   // Takes a node out of memory and tells the listener; the store has forgotten it already.
   void forget(Clock clock, const NodeRecord& record);
   const AuthKeyRecord* device_key_record(const DeviceRecord& device) const;
+  // Has a key and no node; what was revoked is neither.
+  bool waits_to_join(const AccountState& account, const DeviceRecord& device) const;
 
   Status commit(const StoreChange& change);
   Result<KeyInfo> add_key(Clock clock, AccountState& account, const KeyOptions& options);

@@ -82,28 +82,23 @@ struct Row {
 };
 
 TEST(TcpTransfer, Goodput) {
-  // Wire share of 25 s; the ceiling is 91.6 %. Linux's CUBIC measured 84..86 % without loss, 34/23/14 % at 0.1 %,
-  // 10/5.6/3.5 % at 1 %.
+  // Share of the wire; the ceiling is 91.6 %. Linux's CUBIC measured 84..86 % without loss, 34/23/14 % at 0.1 %,
+  // 10/5.6/3.5 % at 1 %, over 25 s with the start.
   for (Row row : {Row{40, 20ms, 0, 0.80}, Row{40, 50ms, 0, 0.80}, Row{40, 100ms, 0, 0.78}, Row{40, 20ms, 0.001, 0.31},
                   Row{40, 50ms, 0.001, 0.2}, Row{40, 100ms, 0.001, 0.125}, Row{40, 50ms, 0.01, 0.05},
                   Row{40, 100ms, 0.01, 0.03}, Row{5, 50ms, 0, 0.78}, Row{200, 50ms, 0, 0.7}}) {
     std::vector<double> shares;
-    for (std::uint64_t seed = 1; seed <= (row.loss > 0 ? 5u : 1u); ++seed) {
+    for (std::uint64_t seed = 1; seed <= (row.loss > 0 ? 3u : 1u); ++seed) {
       World::Options o = link(row.mbit, row.rtt / 2);
       o.forward.loss = row.loss;
       o.invariants = false;
       World w(o, seed);
       Transfer t(w, std::uint64_t{1} << 40);
-      w.run(25s);
+      Duration time = row.mbit > 100 ? 5s : 15s;
+      w.run(time);
       EXPECT_FALSE(t.corrupt);
-      shares.push_back(static_cast<double>(t.received) * 8 / (row.mbit * 1e6 * 25));
-      if (std::getenv("PORTHOLE_VERBOSE")) {
-        TcpInfo i = w.a.info(t.client);
-        std::printf("%g Mbit/s %lld ms loss %g seed %d: %.1f %%  recoveries %u timeouts %u tlp %u undone %u cwnd %llu resent %llu lost %llu\n",
-                    row.mbit, static_cast<long long>(row.rtt / 1ms), row.loss, static_cast<int>(seed), shares.back() * 100, i.recoveries,
-                    i.timeouts, i.tail_probes, i.undone, static_cast<unsigned long long>(i.cwnd),
-                    static_cast<unsigned long long>(i.segments_resent), static_cast<unsigned long long>(w.ab.lost + w.ab.queue_lost));
-      }
+      shares.push_back(static_cast<double>(t.received) * 8 /
+                       (row.mbit * 1e6 * std::chrono::duration<double>(time).count()));
     }
     std::sort(shares.begin(), shares.end());
     EXPECT_GE(shares[shares.size() / 2], row.floor) << row.mbit << " Mbit/s, RTT " << row.rtt / 1ms << " ms, loss " << row.loss;

@@ -112,6 +112,9 @@ void Engine::logout(Clock clock) {
 void Engine::set_local_addresses(Clock clock, std::span<const paths::InterfaceAddress> addresses, std::uint16_t port_v4,
                                  std::uint16_t port_v6) {
   clock_ = clock;
+  local_addresses_.clear();
+  for (const paths::InterfaceAddress& a : addresses)
+    if (a.up) local_addresses_.push_back(a.address);
   paths_->set_local_addresses(clock.now, addresses, port_v4, port_v6);
 }
 
@@ -123,6 +126,7 @@ void Engine::handle_rebind(Clock clock) {
 void Engine::network_changed(Clock clock) {
   clock_ = clock;
   paths_->handle_rebind(clock.now);
+  derp_->network_changed(clock.now, local_addresses_);
   control_->network_changed(clock);
 }
 
@@ -298,6 +302,11 @@ void Engine::session(wg::PeerId id, wg::SessionState state) {
       hurry_.erase(id);
       send_own_disco_key(*peer);
       set_blocked(*peer, false);
+      if (peer->restarted) {
+        // Segments sent to its last life went nowhere: resend now instead of when TCP's timer says so.
+        peer->restarted = false;
+        for (const IpAddress& a : peer->addresses) stack_->path_changed(clock_.now, a, netstack::PathChange::kReachable);
+      }
       if (probes_.erase(peer->key) > 0) emit(PeerReadyEvent{peer->key});
       break;
     case wg::SessionState::kNone:
@@ -491,6 +500,10 @@ void Engine::apply_netmap(const control::NetmapChange& change) {
   for (ts2021::NodeId id : change.peers_removed) remove_peer(id, &removed);
   for (ts2021::NodeId id : change.peers_upserted)
     if (const ts2021::Node* node = map.peer(id)) upsert_peer(*node, added);
+  // After a time without a data plane (expiry, logout) the map names only what differs from before.
+  if (change.full)
+    for (const auto& [id, node] : map.peers())
+      if (!peers_.contains(id)) upsert_peer(node, added);
   if (change.self || change.full || !change.peers_removed.empty() || !change.peers_upserted.empty()) rebuild_names();
   if (!added.empty() || !removed.empty()) emit(PeersEvent{std::move(added), std::move(removed)});
   if (!map_at_) map_at_ = clock_.now;
@@ -515,7 +528,10 @@ void Engine::upsert_peer(const ts2021::Node& node, std::vector<std::string>& add
   for (const Prefix& p : node.addresses) peer.addresses.push_back(p.address);
   by_key_[node.key] = node.id;
 
-  wg::PeerId id = tunnel_->add_peer(clock_, node.key, node.routes());
+  // A default route is an exit node's offer, which this node never takes: with it, one peer would own every address.
+  std::vector<Prefix> routes = node.routes();
+  std::erase_if(routes, [](const Prefix& p) { return p.bits == 0; });
+  wg::PeerId id = tunnel_->add_peer(clock_, node.key, routes);
   if (id == wg::kNoPeer) {  // our own key, or more peers than the tunnel holds
     by_key_.erase(node.key);
     peers_.erase(node.id);
@@ -554,6 +570,7 @@ void Engine::remove_peer(ts2021::NodeId id, std::vector<std::string>* removed) {
 void Engine::stop_data_plane() {
   while (!peers_.empty()) remove_peer(peers_.begin()->first, nullptr);
   tunnel_->set_private_key(clock_, {});
+  derp_->set_key(clock_.now, {});
   installed_key_ = {};
   stack_->set_addresses({});
   filter_.set_rules({});
@@ -637,7 +654,13 @@ void Engine::drain_paths() {
       }
       emit(PathEvent{peer_name(path->key), path->key, path->direct, path->relay_region, path->latency});
     } else if (auto* restarted = std::get_if<paths::PeerRestarted>(&*event)) {
-      if (const Peer* peer = by_key(restarted->key)) tunnel_->reset_session(clock_, peer->tunnel);
+      auto it = by_key_.find(restarted->key);
+      if (it == by_key_.end()) continue;
+      Peer& peer = peers_.at(it->second);
+      bool in_use = tunnel_->state(peer.tunnel) != wg::SessionState::kNone;
+      peer.restarted = true;
+      tunnel_->reset_session(clock_, peer.tunnel);
+      if (in_use) tunnel_->start_handshake(clock_, peer.tunnel);
     } else if (auto* ping = std::get_if<paths::PingResult>(&*event)) {
       emit(PingEvent{*ping});
     } else if (auto* resolve = std::get_if<paths::ResolveRequest>(&*event)) {

@@ -168,6 +168,7 @@ class Engine final : private wg::Host, private derp::DerpHost {
     int home_region = 0;
     bool jailed = false;
     std::vector<IpAddress> addresses;
+    bool restarted = false;             // what was in flight to it is lost
     bool blocked = false;               // the netstack was told that there is no session
     std::optional<bool> direct;         // last path kind told to the netstack
   };
@@ -242,7 +243,7 @@ class Engine final : private wg::Host, private derp::DerpHost {
   std::optional<Instant> map_at_;        // when the first map came
   bool registered_ = false;
   std::string login_name_;
-  std::vector<IpAddress> stored_addresses_;
+  std::vector<IpAddress> stored_addresses_, local_addresses_;
   std::optional<MachinePublic> control_key_;
   std::vector<Event> events_;
   std::size_t events_at_ = 0;

@@ -90,10 +90,13 @@ bool EventLoop::post(std::function<void()> work) {
 }
 
 void EventLoop::close() {
-  std::vector<std::function<void()>> dropped;
-  std::lock_guard lock(mutex_);
-  closed_ = true;
-  dropped.swap(posted_);
+  std::vector<std::function<void()>> last;
+  {
+    std::lock_guard lock(mutex_);
+    closed_ = true;
+    last.swap(posted_);
+  }
+  for (auto& f : last) f();
 }
 
 void EventLoop::wait(Instant now, Instant until) {

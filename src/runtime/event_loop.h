@@ -33,6 +33,7 @@ class EventLoop {
 
   // Any thread: runs `work` on the loop's thread soon. False once the loop is closed.
   bool post(std::function<void()> work);
+  // The loop's thread: nothing more can be posted; what was posted before runs now.
   void close();
 
   // Waits until something is ready or `until` passed.

@@ -48,6 +48,8 @@ class StateDir {
   static Result<StateDir> open(const std::string& path);
   const std::string& path() const { return path_; }
   std::string file(std::string_view name) const { return path_ + "/" + std::string(name); }
+  // The next process, or node, may have it.
+  void unlock() { lock_.reset(); }
 
  private:
   StateDir(std::string path, UniqueFd lock) : path_(std::move(path)), lock_(std::move(lock)) {}

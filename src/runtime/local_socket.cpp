@@ -44,11 +44,8 @@ Result<UniqueFd> listen_unix(const std::string& path) {
   if (!fd) return errno_error("cannot open a socket", errno);
   // The state directory is locked by us, so a socket file that exists is left from a process that was killed.
   ::unlink(path.c_str());
-  mode_t old = ::umask(0177);
-  int rc = ::bind(fd.get(), reinterpret_cast<sockaddr*>(&a), sizeof a);
-  int e = errno;
-  ::umask(old);
-  if (rc != 0) return errno_error("cannot listen on " + path, e);
+  // Between bind and chmod the directory's own mode (0700) keeps others out.
+  if (::bind(fd.get(), reinterpret_cast<sockaddr*>(&a), sizeof a) != 0) return errno_error("cannot listen on " + path, errno);
   if (::chmod(path.c_str(), 0600) != 0 || ::listen(fd.get(), 16) != 0) return errno_error("cannot listen on " + path, errno);
   return fd;
 }

@@ -1,5 +1,8 @@
 #include "runtime/node_loop.h"
 
+#include <malloc.h>
+#include <unistd.h>
+
 #include <boost/json.hpp>
 
 #include "runtime/sockaddr.h"
@@ -13,6 +16,7 @@ constexpr std::size_t kScratchBytes = 64 * 1024;
 constexpr Duration kAddressDebounce = 1s;       // a link change comes as a burst of messages
 constexpr Duration kRebindEvery = 5s;           // at most, on send errors
 constexpr int kRoundsPerTurn = 64;
+constexpr Duration kTrimAfter = 2s;             // of silence
 
 json::array texts(const std::vector<IpAddress>& list) {
   json::array out;
@@ -52,7 +56,7 @@ Status NodeRuntime::Loop::open() {
   config.control.ephemeral = persistent_.ephemeral;
   config.control.hostinfo.hostname = persistent_.hostname;
   config.control.hostinfo.os = "linux";
-  config.control.hostinfo.ipn_version = "0.1.0-porthole";
+  config.control.hostinfo.ipn_version = PORTHOLE_VERSION "-porthole";
   config.control.hostinfo.app = "porthole";
   config.control.hostinfo.userspace = true;
   if (!persistent_.control_key.is_zero()) config.control.cached_control_key = persistent_.control_key;
@@ -126,6 +130,7 @@ void NodeRuntime::Loop::run() {
     Deadline d = engine_->next_timeout();
     Instant until = std::min(d.latest, streams_->next_timeout());
     if (recheck_addresses_at_) until = std::min(until, *recheck_addresses_at_);
+    if (trim_at_) until = std::min(until, *trim_at_);
     until = std::min(until, next_proxy_timeout());
     for (const WhenRunning& w : when_running_) until = std::min(until, w.deadline);
     if (engine_->wants_settle()) until = clock_.now;
@@ -133,6 +138,7 @@ void NodeRuntime::Loop::run() {
     clock_ = clock_now();
     loop_.dispatch();
     if (stop_) break;
+    if (trim_at_ && *trim_at_ <= clock_.now) trim_memory();
     if (engine_->next_timeout().earliest <= clock_.now) engine_->handle_timeout(clock_);
     if (streams_->next_timeout() <= clock_.now) streams_->handle_timeout(clock_.now);
     if (recheck_addresses_at_ && *recheck_addresses_at_ <= clock_.now) network_may_have_changed();
@@ -157,9 +163,9 @@ void NodeRuntime::Loop::stop_now() {
   engine_->settle(clock_);
   streams_->pump(clock_.now);
   persist();
+  loop_.close();  // first, so that no question comes in behind the last answer
   Error closed{ErrorCode::kCancelled, "the node was closed"};
   fail_waiters(closed);
-  loop_.close();
   splices_.clear();
   proxy_connections_.clear();
   control_connections_.clear();
@@ -174,6 +180,7 @@ void NodeRuntime::Loop::stop_now() {
   udp6_.reset();
   engine_.reset();
   ::unlink(dir_.file("node.sock").c_str());
+  dir_.unlock();  // whoever still holds a listener of ours keeps the object, but not the directory
   events_.close();
 }
 
@@ -237,7 +244,24 @@ Result<std::size_t> NodeRuntime::Loop::stream_consume(StreamId id, MutBytes byte
 std::size_t NodeRuntime::Loop::stream_produce(StreamId id, MutBytes out) { return engine_->produce(clock_, id, out); }
 bool NodeRuntime::Loop::stream_has_output(StreamId id) { return engine_->has_output(id); }
 
-void NodeRuntime::Loop::datagrams_received(std::span<const RecvDatagram> batch) { engine_->handle_datagrams(clock_, batch); }
+void NodeRuntime::Loop::datagrams_received(std::span<const RecvDatagram> batch) {
+  engine_->handle_datagrams(clock_, batch);
+  last_traffic_ = clock_.now;
+  if (!trim_at_) trim_at_ = clock_.now + kTrimAfter;
+}
+
+// Gives back what a busy time needed. A quiet node wakes for it once.
+void NodeRuntime::Loop::trim_memory() {
+  if (clock_.now - last_traffic_ < kTrimAfter) {
+    trim_at_ = last_traffic_ + kTrimAfter;
+    return;
+  }
+  trim_at_.reset();
+  engine_->stack().release_memory();
+#ifdef __GLIBC__
+  ::malloc_trim(0);
+#endif
+}
 
 void NodeRuntime::Loop::send_udp(const Endpoint& destination, Bytes data, std::size_t segment_size) {
   UdpSocket* s = destination.address.is_v6() ? udp6_.get() : udp4_.get();
@@ -411,11 +435,11 @@ void NodeRuntime::Loop::resolve_waiters() {
   }
   for (PeerWait& w : peer_waits_) {
     if (why) w.pending->set(*why);
-    if (!w.key.is_zero() || why) continue;
+    if (why) continue;
     auto addresses = engine_->resolve_name(w.name);
     if (!addresses) continue;
     auto key = engine_->peer_of(addresses->front());
-    if (!key) continue;
+    if (!key || *key == w.key) continue;  // unknown so far, or asked already
     w.key = *key;
     engine_->probe_peer(clock_, *key);
   }

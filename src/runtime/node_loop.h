@@ -131,6 +131,7 @@ class NodeRuntime::Loop final : public std::enable_shared_from_this<NodeRuntime:
   void send_relay(int, const NodePublic&, Bytes) override {}
 
   Status open_sockets();
+  void trim_memory();
   void announce_addresses();
   void rebind(const std::string& reason);
   void network_may_have_changed();
@@ -180,6 +181,8 @@ class NodeRuntime::Loop final : public std::enable_shared_from_this<NodeRuntime:
   std::vector<HostAddress> addresses_;
   std::optional<Instant> recheck_addresses_at_;
   Instant last_rebind_;
+  Instant last_traffic_;
+  std::optional<Instant> trim_at_;
   std::unique_ptr<std::uint8_t[]> scratch_;
 
   std::unordered_map<SocketId, std::shared_ptr<Splice>> splices_;

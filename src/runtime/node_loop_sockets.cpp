@@ -41,6 +41,8 @@ void NodeRuntime::Loop::open_tailnet(const std::string& host, std::uint16_t port
   }
   auto addresses = engine_->resolve_name(host);
   if (!addresses) return done(addresses.error());
+  if (!engine_->peer_of(addresses->front()))
+    return done(Error{ErrorCode::kUnavailable, host + " is not a device of this tailnet"});
   netstack::ConnectOptions o;
   o.timeout = timeout;
   auto socket = engine_->stack().connect(clock_.now, {addresses->front(), port}, o);

@@ -1,6 +1,7 @@
 #include "runtime/node_runtime.h"
 
 #include <fcntl.h>
+#include <signal.h>
 #include <sys/eventfd.h>
 
 #include "runtime/node_loop.h"
@@ -15,6 +16,20 @@ Error closed_error() { return {ErrorCode::kCancelled, "the node was closed"}; }
 Error timeout_error(const std::string& what, int timeout_ms) {
   return {ErrorCode::kTimeout, what + " within " + std::to_string(timeout_ms) + " ms"};
 }
+
+// A thread started meanwhile takes no signals: the program's are for its own threads, and a log descriptor whose reader
+// is gone must not end the program.
+struct SignalsBlocked {
+  SignalsBlocked() {
+    sigset_t all;
+    ::sigfillset(&all);
+    ::pthread_sigmask(SIG_BLOCK, &all, &before);
+  }
+  ~SignalsBlocked() { ::pthread_sigmask(SIG_SETMASK, &before, nullptr); }
+  SignalsBlocked(const SignalsBlocked&) = delete;
+  SignalsBlocked& operator=(const SignalsBlocked&) = delete;
+  sigset_t before;
+};
 
 // Runs `work` on the loop and waits for its return value.
 template <typename T>
@@ -71,14 +86,16 @@ Result<std::unique_ptr<NodeRuntime>> NodeRuntime::start(NodeOptions options) {
   if (!options.hostname.empty()) state.hostname = clean_hostname(options.hostname);
   if (state.hostname.empty()) state.hostname = clean_hostname(host_name());
   if (options.ephemeral) state.ephemeral = true;
-  // The machine key exists before anybody hears of it.
-  if (Status s = store.save(state); !s) return s.error();
+  // The machine key exists before anybody hears of it. What is in store already does without: a full disk keeps no
+  // device out of its tailnet (saving is tried again, and reported, once the node runs).
+  if (Status s = store.save(state); !s && !*loaded) return s.error();
 
   std::unique_ptr<NodeRuntime> node(new NodeRuntime);
   node->event_fd_.reset(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   auto loop = std::make_shared<Loop>(std::move(options), std::move(*dir), store, std::move(state), node->event_fd_.get());
   if (Status s = loop->open(); !s) return s.error();
   node->loop_ = loop;
+  SignalsBlocked quiet;
   node->thread_ = std::thread([loop] { loop->run(); });
   return node;
 }
@@ -87,6 +104,7 @@ NodeRuntime::~NodeRuntime() { close(); }
 
 void NodeRuntime::close() {
   std::lock_guard lock(close_mutex_);
+  if (!loop_) return;  // the start failed
   loop_->request_stop();
   if (thread_.joinable()) thread_.join();
 }

@@ -233,6 +233,7 @@ class Streams::Conn final : public std::enable_shared_from_this<Streams::Conn> {
   }
 
   void start_tls() {
+    if (request_.tls == TlsMode::kVerify) owner_.load_system_roots();
     ssl_ = ::SSL_new(owner_.tls_);
     PORTHOLE_ASSERT(ssl_);
     ::SSL_set_fd(ssl_, fd_.get());
@@ -451,10 +452,16 @@ Result<std::unique_ptr<Streams>> Streams::make(EventLoop& loop, StreamMachine& m
   ::SSL_CTX_set_read_ahead(s->tls_, 1);
   static constexpr unsigned char kAlpn[] = "\x08http/1.1";
   ::SSL_CTX_set_alpn_protos(s->tls_, kAlpn, sizeof kAlpn - 1);
-  ::SSL_CTX_set_default_verify_paths(s->tls_);  // honours SSL_CERT_FILE and SSL_CERT_DIR
   if (!ca_file.empty() && ::SSL_CTX_load_verify_file(s->tls_, ca_file.c_str()) != 1)
     return Error{ErrorCode::kInvalid, "cannot use the CA file " + ca_file + ": it is missing, not readable or not PEM"};
   return s;
+}
+
+// More than a megabyte once parsed: only for nodes that verify a certificate at all.
+void Streams::load_system_roots() {
+  if (system_roots_) return;
+  system_roots_ = true;
+  ::SSL_CTX_set_default_verify_paths(tls_);  // honours SSL_CERT_FILE and SSL_CERT_DIR
 }
 
 Streams::~Streams() {

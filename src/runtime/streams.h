@@ -47,11 +47,13 @@ class Streams {
   friend class Conn;
   Streams(EventLoop&, StreamMachine&);
   void erase(StreamId id);
+  void load_system_roots();
 
   EventLoop& loop_;
   StreamMachine& machine_;
   Resolver resolver_;
   ssl_ctx_st* tls_ = nullptr;
+  bool system_roots_ = false;
   std::map<StreamId, std::shared_ptr<Conn>> conns_;
   std::unique_ptr<std::uint8_t[]> scratch_;
 };

@@ -196,8 +196,10 @@ void Tunnel::Impl::install_as_initiator(Clock clock, Peer& p, std::unique_ptr<Ke
 
 void Tunnel::Impl::install_as_responder(Clock clock, Peer& p, std::unique_ptr<KeyPair> pair) {
   indices_[pair->local_index] = {p.id, pair.get()};
-  drop_pair(p.next);
   drop_pair(p.previous);
+  // An initiator that repeats itself quickly uses the answer that arrives first, which may be that to its earlier
+  // initiation. What it sends until it has the second one can be read all the same.
+  p.previous = std::move(p.next);
   p.next = std::move(pair);
   arm(p, Timer::kZero, clock.now + kIdleWipeTime);
   arm_expiry(p);

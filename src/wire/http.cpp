@@ -78,6 +78,8 @@ Result<std::size_t> HttpHeadParser::consume(Bytes in) {
     done_ = true;
   } else if (head_.size() >= 8 && kind_ == HttpKind::kResponse && !head_.starts_with("HTTP/1.")) {
     return bad("the answer does not start with HTTP/1");
+  } else if (!head_.empty() && kind_ == HttpKind::kRequest && !is_token_char(head_.front())) {
+    return bad("it is no HTTP request");  // TLS, most often: say so now, since no end of the head may ever come
   }
   return n;
 }

@@ -89,7 +89,6 @@ bool tcp_checksum_ok(Bytes payload, const IpAddress& source, const IpAddress& de
 
 std::size_t write_tcp_options(std::uint8_t* out, const TcpOptions& options) {
   std::uint8_t* p = out;
-  bool syn_kinds = options.mss.has_value();
   if (options.mss) {
     *p++ = kMss;
     *p++ = 4;
@@ -105,7 +104,7 @@ std::size_t write_tcp_options(std::uint8_t* out, const TcpOptions& options) {
     *p++ = 2;
   }
   if (options.has_timestamps) {
-    if (!(syn_kinds && options.sack_permitted)) {
+    if (!options.sack_permitted) {
       *p++ = kNop;
       *p++ = kNop;
     }

@@ -1,0 +1,680 @@
+// The C ABI as a program sees it: wrong use, many threads, two nodes in one process. The coordination service is a real
+// `porthole remote` in a process of its own.
+#include <gtest/gtest.h>
+
+#include <fcntl.h>
+#include <poll.h>
+#include <porthole/porthole.h>
+#include <signal.h>
+#include <spawn.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <netinet/in.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <boost/json.hpp>
+#include <chrono>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <string>
+#include <thread>
+#include <vector>
+
+extern char** environ;
+
+namespace {
+namespace json = boost::json;
+using Clock = std::chrono::steady_clock;
+
+constexpr int kSoonMs = 30'000;   // what happens at once, on a machine that is busy and slowed by sanitizers
+constexpr const char* kNobody = "http://127.0.0.1:1";
+
+class TempDir {
+ public:
+  TempDir() {
+    char pattern[] = "/tmp/porthole-capi-XXXXXX";
+    path_ = ::mkdtemp(pattern);
+  }
+  ~TempDir() { std::filesystem::remove_all(path_); }
+  std::string file(const std::string& name) const { return path_ + "/" + name; }
+
+ private:
+  std::string path_;
+};
+
+// A program of ours; its standard output line by line.
+class Child {
+ public:
+  explicit Child(std::vector<std::string> argv) {
+    int pipe_fds[2];
+    if (::pipe2(pipe_fds, O_CLOEXEC) != 0) return;
+    posix_spawn_file_actions_t actions;
+    ::posix_spawn_file_actions_init(&actions);
+    ::posix_spawn_file_actions_adddup2(&actions, pipe_fds[1], STDOUT_FILENO);
+    std::vector<char*> raw;
+    for (std::string& a : argv) raw.push_back(a.data());
+    raw.push_back(nullptr);
+    if (::posix_spawn(&pid_, raw[0], &actions, nullptr, raw.data(), environ) != 0) pid_ = -1;
+    ::posix_spawn_file_actions_destroy(&actions);
+    ::close(pipe_fds[1]);
+    out_ = pipe_fds[0];
+  }
+  ~Child() {
+    if (pid_ > 0) {
+      ::kill(pid_, SIGTERM);
+      ::waitpid(pid_, nullptr, 0);
+    }
+    ::close(out_);
+  }
+  Child(const Child&) = delete;
+  Child& operator=(const Child&) = delete;
+
+  std::string line() {
+    std::string out;
+    char c;
+    while (::read(out_, &c, 1) == 1 && c != '\n') out.push_back(c);
+    return out;
+  }
+
+ private:
+  pid_t pid_ = -1;
+  int out_ = -1;
+};
+
+struct Node {
+  porthole_node* p = nullptr;
+  porthole_error error{};
+  Node() = default;
+  Node(const std::string& dir, const std::string& url, const std::string& key = {}, const char* hostname = nullptr) {
+    porthole_options o;
+    porthole_options_init(&o);
+    o.state_dir = dir.c_str();
+    o.control_url = url.empty() ? nullptr : url.c_str();
+    o.auth_key = key.empty() ? nullptr : key.c_str();
+    o.hostname = hostname;
+    p = porthole_start(&o, &error);
+  }
+  Node(const Node&) = delete;
+  Node& operator=(const Node&) = delete;
+  ~Node() { porthole_close(p); }
+  void close() { porthole_close(std::exchange(p, nullptr)); }
+};
+
+json::object take_json(char* text) {
+  json::object out = text ? json::parse(text).as_object() : json::object();
+  porthole_free(text);
+  return out;
+}
+
+void expect_words(const porthole_error& e, int code, std::initializer_list<const char*> words) {
+  EXPECT_EQ(e.code, code) << e.message;
+  for (const char* w : words) EXPECT_NE(std::strstr(e.message, w), nullptr) << "'" << w << "' is not in: " << e.message;
+}
+
+// A listener on a loopback port of the kernel's choice.
+int listen_local(std::uint16_t& port) {
+  int fd = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  sockaddr_in a{};
+  a.sin_family = AF_INET;
+  a.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t size = sizeof a;
+  EXPECT_EQ(::bind(fd, reinterpret_cast<sockaddr*>(&a), sizeof a), 0);
+  EXPECT_EQ(::listen(fd, 16), 0);
+  EXPECT_EQ(::getsockname(fd, reinterpret_cast<sockaddr*>(&a), &size), 0);
+  port = ntohs(a.sin_port);
+  return fd;
+}
+
+bool readable(int fd, int timeout_ms) {
+  pollfd p{fd, POLLIN, 0};
+  return ::poll(&p, 1, timeout_ms) == 1 && (p.revents & POLLIN) != 0;
+}
+
+std::string read_exactly(int fd, std::size_t size) {
+  std::string out;
+  char block[65536];
+  while (out.size() < size && readable(fd, kSoonMs)) {
+    ssize_t n = ::read(fd, block, std::min(sizeof block, size - out.size()));
+    if (n <= 0) break;
+    out.append(block, static_cast<std::size_t>(n));
+  }
+  return out;
+}
+
+// ---- wrong use
+
+TEST(CApi, NullArgumentsAreErrors) {
+  porthole_error e{};
+  char* text = nullptr;
+  int fd = 7;
+  porthole_proxy proxy{};
+  EXPECT_EQ(porthole_start(nullptr, &e), nullptr);
+  EXPECT_EQ(e.code, PORTHOLE_ERROR_INVALID);
+  EXPECT_EQ(porthole_start(nullptr, nullptr), nullptr);
+  porthole_options_init(nullptr);
+  porthole_close(nullptr);
+  porthole_listener_close(nullptr);
+  porthole_free(nullptr);
+  EXPECT_EQ(porthole_event_fd(nullptr), -1);
+  EXPECT_EQ(porthole_listen(nullptr, 80, &e), nullptr);
+  EXPECT_EQ(porthole_listen(nullptr, 80, nullptr), nullptr);
+  TempDir dir;
+  Node node(dir.file("n"), kNobody);
+  ASSERT_TRUE(node.p) << node.error.message;
+  for (porthole_node* n : {static_cast<porthole_node*>(nullptr), node.p}) {
+    bool null = n == nullptr;
+    for (porthole_error* out : {&e, static_cast<porthole_error*>(nullptr)}) {
+      if (null) {
+        EXPECT_EQ(porthole_wait_running(n, 0, out), PORTHOLE_ERROR_INVALID);
+        EXPECT_EQ(porthole_wait_peer(n, "x", 0, out), PORTHOLE_ERROR_INVALID);
+        EXPECT_EQ(porthole_logout(n, 0, out), PORTHOLE_ERROR_INVALID);
+        EXPECT_EQ(porthole_next_event(n, 0, &text, out), PORTHOLE_ERROR_INVALID);
+        EXPECT_EQ(porthole_status_json(n, &text, out), PORTHOLE_ERROR_INVALID);
+        EXPECT_EQ(porthole_loopback(n, &proxy, out), PORTHOLE_ERROR_INVALID);
+        EXPECT_EQ(porthole_dial(n, "tcp", "x:1", 0, &fd, out), PORTHOLE_ERROR_INVALID);
+        EXPECT_EQ(porthole_expose(n, 1, "127.0.0.1:1", 0, out), PORTHOLE_ERROR_INVALID);
+        EXPECT_EQ(porthole_exposed_peer(n, 1, &text, out), PORTHOLE_ERROR_INVALID);
+        EXPECT_EQ(porthole_ping(n, "x", 0, &text, out), PORTHOLE_ERROR_INVALID);
+        EXPECT_EQ(porthole_netcheck(n, 0, &text, out), PORTHOLE_ERROR_INVALID);
+        EXPECT_EQ(porthole_set_log_fd(n, -1, out), PORTHOLE_ERROR_INVALID);
+      }
+      EXPECT_EQ(porthole_wait_peer(n, nullptr, 0, out), PORTHOLE_ERROR_INVALID);
+      EXPECT_EQ(porthole_next_event(n, 0, nullptr, out), PORTHOLE_ERROR_INVALID);
+      EXPECT_EQ(porthole_status_json(n, nullptr, out), PORTHOLE_ERROR_INVALID);
+      EXPECT_EQ(porthole_loopback(n, nullptr, out), PORTHOLE_ERROR_INVALID);
+      EXPECT_EQ(porthole_dial(n, nullptr, "x:1", 0, &fd, out), PORTHOLE_ERROR_INVALID);
+      EXPECT_EQ(porthole_dial(n, "tcp", nullptr, 0, &fd, out), PORTHOLE_ERROR_INVALID);
+      EXPECT_EQ(porthole_dial(n, "tcp", "x:1", 0, nullptr, out), PORTHOLE_ERROR_INVALID);
+      EXPECT_EQ(porthole_accept(nullptr, 0, &fd, nullptr, 0, out), PORTHOLE_ERROR_INVALID);
+      EXPECT_EQ(porthole_expose(n, 1, nullptr, 0, out), PORTHOLE_ERROR_INVALID);
+      EXPECT_EQ(porthole_exposed_peer(n, 1, nullptr, out), PORTHOLE_ERROR_INVALID);
+      EXPECT_EQ(porthole_ping(n, nullptr, 0, &text, out), PORTHOLE_ERROR_INVALID);
+      EXPECT_EQ(porthole_ping(n, "x", 0, nullptr, out), PORTHOLE_ERROR_INVALID);
+      EXPECT_EQ(porthole_netcheck(n, 0, nullptr, out), PORTHOLE_ERROR_INVALID);
+    }
+  }
+  EXPECT_GT(std::strlen(e.message), 0u);
+  EXPECT_EQ(fd, 7) << "an argument error touches nothing";
+}
+
+TEST(CApi, OptionsMustBeInitialised) {
+  porthole_error e{};
+  porthole_options o{};
+  o.state_dir = "/nowhere";
+  EXPECT_EQ(porthole_start(&o, &e), nullptr);
+  expect_words(e, PORTHOLE_ERROR_INVALID, {"porthole_options_init"});
+  porthole_options_init(&o);
+  o.size -= 1;
+  EXPECT_EQ(porthole_start(&o, &e), nullptr);
+  EXPECT_EQ(e.code, PORTHOLE_ERROR_INVALID);
+  porthole_options_init(&o);
+  EXPECT_EQ(porthole_start(&o, &e), nullptr);
+  expect_words(e, PORTHOLE_ERROR_INVALID, {"state directory"});
+}
+
+TEST(CApi, AStartThatFailsSaysWhyAndLeavesNothingBehind) {
+  TempDir dir;
+  porthole_options o;
+  porthole_options_init(&o);
+  std::string state = dir.file("n");
+  o.state_dir = state.c_str();
+  porthole_error e{};
+  EXPECT_EQ(porthole_start(&o, &e), nullptr);
+  expect_words(e, PORTHOLE_ERROR_INVALID, {"no coordination server"});
+  o.control_url = "ftp://x";
+  EXPECT_EQ(porthole_start(&o, &e), nullptr);
+  expect_words(e, PORTHOLE_ERROR_INVALID, {"ftp://x", "not a URL"});
+  o.control_url = kNobody;
+  o.auth_key = "file:/no/such/key";
+  EXPECT_EQ(porthole_start(&o, &e), nullptr);
+  expect_words(e, PORTHOLE_ERROR_NOT_FOUND, {"/no/such/key"});
+  o.auth_key = nullptr;
+  o.ca_file = "/no/such/ca.pem";
+  EXPECT_EQ(porthole_start(&o, &e), nullptr);
+  expect_words(e, PORTHOLE_ERROR_INVALID, {"/no/such/ca.pem"});
+  o.ca_file = nullptr;
+  std::ofstream(dir.file("plain")) << "text";
+  std::string plain = dir.file("plain");
+  o.state_dir = plain.c_str();
+  EXPECT_EQ(porthole_start(&o, &e), nullptr);
+  expect_words(e, PORTHOLE_ERROR_INVALID, {"not a directory"});
+  o.state_dir = state.c_str();
+  porthole_node* node = porthole_start(&o, &e);
+  ASSERT_TRUE(node) << e.message;
+  EXPECT_EQ(e.code, PORTHOLE_OK);
+  EXPECT_EQ(porthole_start(&o, &e), nullptr);
+  expect_words(e, PORTHOLE_ERROR_EXISTS, {"in use", state.c_str()});
+  // A UDP port that is taken.
+  char* text = nullptr;
+  ASSERT_EQ(porthole_status_json(node, &text, &e), PORTHOLE_OK);
+  json::object status = take_json(text);
+  std::string second = dir.file("second");
+  o.state_dir = second.c_str();
+  o.udp_port = status.at("self").at("udp_port").to_number<std::uint16_t>();
+  EXPECT_EQ(porthole_start(&o, &e), nullptr);
+  expect_words(e, PORTHOLE_ERROR_EXISTS, {"port"});
+  o.udp_port = 0;
+  Node again(second, kNobody);
+  EXPECT_TRUE(again.p) << again.error.message;
+  porthole_close(node);
+  // And the directory of a closed node is free at once.
+  Node reopened(state, "");
+  EXPECT_TRUE(reopened.p) << reopened.error.message;
+}
+
+TEST(CApi, EventDescriptorIsReadableWhileEventsWait) {
+  TempDir dir;
+  Node node(dir.file("n"), kNobody);
+  ASSERT_TRUE(node.p);
+  int fd = porthole_event_fd(node.p);
+  ASSERT_GE(fd, 0);
+  ASSERT_TRUE(readable(fd, kSoonMs));
+  bool told = false;  // that nobody answers
+  while (!told && readable(fd, kSoonMs)) {
+    char* text = nullptr;
+    ASSERT_EQ(porthole_next_event(node.p, 0, &text, nullptr), PORTHOLE_OK);
+    if (!text) continue;
+    told = take_json(text).at("event") == "notice";
+  }
+  EXPECT_TRUE(told);
+  // Waiting with a limit comes back with nothing or with another notice, and never hangs.
+  char* text = nullptr;
+  EXPECT_EQ(porthole_next_event(node.p, 10, &text, nullptr), PORTHOLE_OK);
+  porthole_free(text);
+}
+
+TEST(CApi, NodesThatAreNotConnectedAnswerInWords) {
+  TempDir dir;
+  Node node(dir.file("n"), kNobody);
+  ASSERT_TRUE(node.p);
+  porthole_error e{};
+  EXPECT_EQ(porthole_wait_running(node.p, 50, &e), PORTHOLE_ERROR_TIMEOUT);
+  expect_words(e, PORTHOLE_ERROR_TIMEOUT, {"not connected"});
+  int fd = -1;
+  EXPECT_EQ(porthole_dial(node.p, "tcp", "home:80", 50, &fd, &e), PORTHOLE_ERROR_TIMEOUT);
+  EXPECT_EQ(fd, -1);
+  EXPECT_EQ(porthole_wait_peer(node.p, "home", 50, &e), PORTHOLE_ERROR_TIMEOUT);
+  char* text = nullptr;
+  EXPECT_LT(porthole_ping(node.p, "home", 50, &text, &e), 0);
+  EXPECT_EQ(text, nullptr);
+  EXPECT_EQ(porthole_dial(node.p, "udp", "home:80", 50, &fd, &e), PORTHOLE_ERROR_UNSUPPORTED);
+  for (const char* bad : {"", "home", "home:", ":80", "home:0", "home:99999", "home:80x", "fd7a::1:80"}) {
+    EXPECT_EQ(porthole_dial(node.p, "tcp", bad, 50, &fd, &e), PORTHOLE_ERROR_INVALID) << bad;
+    EXPECT_EQ(fd, -1);
+  }
+  porthole_proxy proxy{};
+  EXPECT_EQ(porthole_loopback_on(node.p, "0.0.0.0:0", &proxy, &e), PORTHOLE_ERROR_INVALID);
+  EXPECT_EQ(porthole_loopback_on(node.p, "nonsense", &proxy, &e), PORTHOLE_ERROR_INVALID);
+  EXPECT_EQ(porthole_expose(node.p, 80, "nonsense", 0, &e), PORTHOLE_ERROR_INVALID);
+  EXPECT_EQ(porthole_expose(node.p, 0, "127.0.0.1:80", 0, &e), PORTHOLE_ERROR_INVALID);
+  EXPECT_EQ(porthole_expose(node.p, 80, "127.0.0.1:80", -1, &e), PORTHOLE_ERROR_INVALID);
+  EXPECT_EQ(porthole_expose(node.p, 80, "127.0.0.1:80", 0, &e), PORTHOLE_OK) << e.message;
+  EXPECT_LT(porthole_expose(node.p, 80, "127.0.0.1:81", 0, &e), 0) << "the port is taken";
+  EXPECT_EQ(porthole_listen(node.p, 80, &e), nullptr) << "the port is taken";
+  EXPECT_EQ(porthole_exposed_peer(node.p, 1, &text, &e), PORTHOLE_ERROR_NOT_FOUND);
+  EXPECT_LT(porthole_set_log_fd(node.p, 1'000'000, &e), 0);
+}
+
+TEST(CApi, ALogDescriptorWithoutReaderDoesNotEndTheProgram) {
+  TempDir dir;
+  int fds[2];
+  ASSERT_EQ(::pipe2(fds, O_CLOEXEC), 0);
+  Node node(dir.file("n"), kNobody);
+  ASSERT_TRUE(node.p);
+  ASSERT_EQ(porthole_set_log_fd(node.p, fds[1], nullptr), PORTHOLE_OK);
+  ::close(fds[0]);
+  ::close(fds[1]);
+  porthole_proxy proxy{};
+  porthole_error e{};
+  for (int i = 0; i < 3; ++i) EXPECT_EQ(porthole_loopback(node.p, &proxy, &e), PORTHOLE_OK) << e.message;
+  EXPECT_EQ(porthole_wait_running(node.p, 200, &e), PORTHOLE_ERROR_TIMEOUT);
+}
+
+// ---- closing
+
+TEST(CApi, CloseEndsEveryCallUnderWay) {
+  TempDir dir;
+  Node node(dir.file("n"), kNobody);
+  ASSERT_TRUE(node.p);
+  porthole_node* p = node.p;
+  porthole_listener* listener = porthole_listen(p, 80, nullptr);
+  ASSERT_TRUE(listener);
+  std::atomic<int> begun{0};
+  std::vector<std::function<int()>> calls = {
+      [&] { return porthole_wait_running(p, -1, nullptr); },
+      [&] { return porthole_wait_peer(p, "home", -1, nullptr); },
+      [&] { int fd; return porthole_dial(p, "tcp", "home:80", -1, &fd, nullptr); },
+      [&] { int fd; return porthole_accept(listener, -1, &fd, nullptr, 0, nullptr); },
+      [&] { char* t; return porthole_netcheck(p, -1, &t, nullptr); },
+      [&] {
+        for (;;) {
+          char* t = nullptr;
+          int rc = porthole_next_event(p, -1, &t, nullptr);
+          porthole_free(t);
+          if (rc != PORTHOLE_OK) return rc;
+        }
+      },
+      [&] {
+        for (;;) {
+          char* t = nullptr;
+          int rc = porthole_status_json(p, &t, nullptr);
+          porthole_free(t);
+          if (rc != PORTHOLE_OK) return rc;
+        }
+      },
+  };
+  std::vector<int> results(calls.size(), 1);
+  std::vector<std::thread> threads;
+  for (std::size_t i = 0; i < calls.size(); ++i)
+    threads.emplace_back([&, i] {
+      ++begun;
+      results[i] = calls[i]();
+    });
+  while (begun < static_cast<int>(calls.size())) std::this_thread::yield();
+  auto start = Clock::now();
+  node.close();
+  for (auto& t : threads) t.join();
+  EXPECT_LT(Clock::now() - start, std::chrono::seconds(10));
+  for (std::size_t i = 0; i < results.size(); ++i) {
+    // The network check may have found out, before, that there is no network.
+    if (i == 4 && results[i] == PORTHOLE_OK) continue;
+    EXPECT_EQ(results[i], PORTHOLE_ERROR_CANCELLED) << "call " << i;
+  }
+  porthole_listener_close(listener);
+}
+
+TEST(CApi, CallsOnAClosedNodeAreErrors) {
+  TempDir dir;
+  Node node(dir.file("n"), kNobody);
+  ASSERT_TRUE(node.p);
+  porthole_node* p = node.p;
+  porthole_listener* listener = porthole_listen(p, 80, nullptr);
+  node.close();
+  porthole_close(p);
+  porthole_error e{};
+  char* text = nullptr;
+  int fd = -1;
+  porthole_proxy proxy{};
+  EXPECT_EQ(porthole_wait_running(p, -1, &e), PORTHOLE_ERROR_CANCELLED);
+  expect_words(e, PORTHOLE_ERROR_CANCELLED, {"closed"});
+  EXPECT_EQ(porthole_wait_peer(p, "x", -1, &e), PORTHOLE_ERROR_CANCELLED);
+  EXPECT_EQ(porthole_logout(p, -1, &e), PORTHOLE_ERROR_CANCELLED);
+  EXPECT_EQ(porthole_next_event(p, -1, &text, &e), PORTHOLE_ERROR_CANCELLED);
+  EXPECT_EQ(porthole_status_json(p, &text, &e), PORTHOLE_ERROR_CANCELLED);
+  EXPECT_EQ(porthole_loopback(p, &proxy, &e), PORTHOLE_ERROR_CANCELLED);
+  EXPECT_EQ(porthole_dial(p, "tcp", "x:1", -1, &fd, &e), PORTHOLE_ERROR_CANCELLED);
+  EXPECT_EQ(porthole_listen(p, 81, &e), nullptr);
+  EXPECT_EQ(e.code, PORTHOLE_ERROR_CANCELLED);
+  EXPECT_EQ(porthole_accept(listener, -1, &fd, nullptr, 0, &e), PORTHOLE_ERROR_CANCELLED);
+  EXPECT_EQ(porthole_expose(p, 1, "127.0.0.1:1", 0, &e), PORTHOLE_ERROR_CANCELLED);
+  EXPECT_EQ(porthole_ping(p, "x", -1, &text, &e), PORTHOLE_ERROR_CANCELLED);
+  EXPECT_EQ(porthole_netcheck(p, -1, &text, &e), PORTHOLE_ERROR_CANCELLED);
+  EXPECT_EQ(porthole_set_log_fd(p, -1, &e), PORTHOLE_ERROR_CANCELLED);
+  EXPECT_EQ(porthole_event_fd(p), -1);
+  // The directory is free although the listener still exists.
+  Node again(dir.file("n"), "");
+  EXPECT_TRUE(again.p) << again.error.message;
+  EXPECT_NE(again.p, p);
+  porthole_listener_close(listener);
+  porthole_listener_close(listener);
+}
+
+TEST(CApi, StartAndCloseFromManyThreads) {
+  TempDir dir;
+  std::vector<std::thread> threads;
+  std::atomic<int> started{0};
+  for (int t = 0; t < 6; ++t)
+    threads.emplace_back([&, t] {
+      for (int round = 0; round < 4; ++round) {
+        Node node(dir.file("n" + std::to_string(t)), kNobody);
+        if (!node.p) continue;
+        ++started;
+        porthole_proxy proxy{};
+        EXPECT_EQ(porthole_loopback(node.p, &proxy, nullptr), PORTHOLE_OK);
+        // Half of them are closed by somebody else, while this thread still asks.
+        if (round % 2 == 0) continue;
+        porthole_node* p = node.p;
+        std::thread closer([p] { porthole_close(p); });
+        char* text = nullptr;
+        while (porthole_status_json(p, &text, nullptr) == PORTHOLE_OK) porthole_free(std::exchange(text, nullptr));
+        closer.join();
+      }
+    });
+  for (auto& t : threads) t.join();
+  EXPECT_EQ(started, 24);
+}
+
+// ---- two nodes in one process
+
+class TwoNodes : public ::testing::Test {
+ protected:
+  static void SetUpTestSuite() {
+#ifdef PORTHOLE_BINARY
+    dir_ = new TempDir;
+    std::string state = dir_->file("remote");
+    remote_ = new Child({PORTHOLE_BINARY, "remote", "run", "--statedir", state, "--listen", "127.0.0.1:0", "--stun-port", "0", "--json"});
+    url_ = new std::string(json::parse(remote_->line()).at("url").as_string());
+    Child({PORTHOLE_BINARY, "remote", "account", "create", "home", "--statedir", state, "--json"}).line();
+    Child key({PORTHOLE_BINARY, "remote", "key", "create", "--account", "home", "--reusable", "--statedir", state, "--json"});
+    key_ = new std::string(json::parse(key.line()).at("key").as_string());
+#endif
+  }
+  static void TearDownTestSuite() {
+    delete std::exchange(remote_, nullptr);
+    delete std::exchange(dir_, nullptr);
+    delete std::exchange(url_, nullptr);
+    delete std::exchange(key_, nullptr);
+  }
+  void SetUp() override {
+    if (!url_) GTEST_SKIP() << "this build has no porthole program to coordinate the nodes";
+    static std::atomic<int> number{0};
+    name_ = "t" + std::to_string(++number);
+    a_ = std::make_unique<Node>(dir_->file(name_ + "a"), *url_, *key_, (name_ + "a").c_str());
+    b_ = std::make_unique<Node>(dir_->file(name_ + "b"), *url_, *key_, (name_ + "b").c_str());
+    ASSERT_TRUE(a_->p) << a_->error.message;
+    ASSERT_TRUE(b_->p) << b_->error.message;
+    ASSERT_EQ(porthole_wait_running(a_->p, kSoonMs, &e_), PORTHOLE_OK) << e_.message;
+    ASSERT_EQ(porthole_wait_running(b_->p, kSoonMs, &e_), PORTHOLE_OK) << e_.message;
+    ASSERT_EQ(porthole_wait_peer(a_->p, (name_ + "b").c_str(), kSoonMs, &e_), PORTHOLE_OK) << e_.message;
+  }
+  void TearDown() override {
+    a_.reset();
+    b_.reset();
+  }
+  std::string peer(const std::string& port) const { return name_ + "b:" + port; }
+
+  static TempDir* dir_;
+  static Child* remote_;
+  static std::string* url_;
+  static std::string* key_;
+  std::string name_;
+  std::unique_ptr<Node> a_, b_;
+  porthole_error e_{};
+};
+TempDir* TwoNodes::dir_ = nullptr;
+Child* TwoNodes::remote_ = nullptr;
+std::string* TwoNodes::url_ = nullptr;
+std::string* TwoNodes::key_ = nullptr;
+
+TEST_F(TwoNodes, DialListenAccept) {
+  porthole_listener* listener = porthole_listen(b_->p, 80, &e_);
+  ASSERT_TRUE(listener) << e_.message;
+  int none = 5;
+  EXPECT_EQ(porthole_accept(listener, 10, &none, nullptr, 0, &e_), PORTHOLE_ERROR_TIMEOUT);
+  EXPECT_EQ(none, -1);
+  int out = -1, in = -1;
+  ASSERT_EQ(porthole_dial(a_->p, "tcp", peer("80").c_str(), kSoonMs, &out, &e_), PORTHOLE_OK) << e_.message;
+  char from[64] = "";
+  ASSERT_EQ(porthole_accept(listener, kSoonMs, &in, from, sizeof from, &e_), PORTHOLE_OK) << e_.message;
+  EXPECT_EQ(std::string(from).substr(0, 7), "100.64.") << from;
+  // Both ways at once, more than any buffer holds, then half-close.
+  std::string data(3'000'000, 'x');
+  for (std::size_t i = 0; i < data.size(); ++i) data[i] = static_cast<char>(i * 31 >> 7);
+  auto send_all = [&](int fd) {
+    std::size_t at = 0;
+    while (at < data.size()) {
+      ssize_t n = ::send(fd, data.data() + at, data.size() - at, MSG_NOSIGNAL);
+      if (n <= 0) break;
+      at += static_cast<std::size_t>(n);
+    }
+    ::shutdown(fd, SHUT_WR);
+  };
+  std::thread t1(send_all, out), t2(send_all, in);
+  std::string got_in, got_out;
+  std::thread t3([&] { got_in = read_exactly(in, data.size()); }), t4([&] { got_out = read_exactly(out, data.size()); });
+  for (auto* t : {&t1, &t2, &t3, &t4}) t->join();
+  EXPECT_TRUE(got_in == data);
+  EXPECT_TRUE(got_out == data);
+  char c;
+  ASSERT_TRUE(readable(in, kSoonMs));
+  EXPECT_EQ(::read(in, &c, 1), 0) << "the end that shutdown() sent";
+  ::close(in);
+  ::close(out);
+  // A small place for the peer's address is filled and ended.
+  ASSERT_EQ(porthole_dial(a_->p, "tcp", peer("80").c_str(), kSoonMs, &out, &e_), PORTHOLE_OK) << e_.message;
+  char little[4] = "zzz";
+  ASSERT_EQ(porthole_accept(listener, kSoonMs, &in, little, sizeof little, &e_), PORTHOLE_OK) << e_.message;
+  EXPECT_STREQ(little, "100");
+  ::close(in);
+  ::close(out);
+  // Closing the listener ends an accept under way, and the port refuses from then on.
+  std::atomic<int> result{1};
+  std::thread waiting([&] {
+    int fd;
+    result = porthole_accept(listener, -1, &fd, nullptr, 0, nullptr);
+  });
+  porthole_listener_close(listener);
+  waiting.join();
+  EXPECT_EQ(result, PORTHOLE_ERROR_CANCELLED);
+  EXPECT_EQ(porthole_dial(a_->p, "tcp", peer("80").c_str(), kSoonMs, &out, &e_), PORTHOLE_ERROR_REFUSED) << e_.message;
+  EXPECT_EQ(porthole_dial(a_->p, "tcp", "no-such-device:80", kSoonMs, &out, &e_), PORTHOLE_ERROR_NOT_FOUND) << e_.message;
+  EXPECT_EQ(porthole_dial(a_->p, "tcp", "100.127.0.99:80", kSoonMs, &out, &e_), PORTHOLE_ERROR_UNAVAILABLE) << e_.message;
+}
+
+TEST_F(TwoNodes, LoopbackAndExpose) {
+  std::uint16_t service_port = 0;
+  int service = listen_local(service_port);
+  ASSERT_EQ(porthole_expose(b_->p, 90, ("127.0.0.1:" + std::to_string(service_port)).c_str(), 0, &e_), PORTHOLE_OK) << e_.message;
+  porthole_proxy first{}, second{}, other{};
+  ASSERT_EQ(porthole_loopback(a_->p, &first, &e_), PORTHOLE_OK) << e_.message;
+  ASSERT_EQ(porthole_loopback(a_->p, &second, &e_), PORTHOLE_OK) << e_.message;
+  ASSERT_EQ(porthole_loopback(b_->p, &other, &e_), PORTHOLE_OK) << e_.message;
+  EXPECT_STREQ(first.address, second.address);
+  EXPECT_STREQ(first.password, second.password);
+  EXPECT_STRNE(first.address, other.address);
+  EXPECT_STRNE(first.password, other.password);
+  EXPECT_EQ(porthole_loopback_on(a_->p, "127.0.0.1:1", &second, &e_), PORTHOLE_ERROR_EXISTS);
+
+  // A program speaks SOCKS5 to the proxy (RFC 1928, RFC 1929).
+  auto connect_proxy = [](const porthole_proxy& p) {
+    int fd = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    sockaddr_in at{};
+    at.sin_family = AF_INET;
+    at.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    at.sin_port = htons(static_cast<std::uint16_t>(std::stoi(std::strrchr(p.address, ':') + 1)));
+    EXPECT_EQ(::connect(fd, reinterpret_cast<sockaddr*>(&at), sizeof at), 0);
+    return fd;
+  };
+  auto send_text = [](int fd, const std::string& s) { return ::send(fd, s.data(), s.size(), MSG_NOSIGNAL) == static_cast<ssize_t>(s.size()); };
+  auto login = [](const porthole_proxy& p, const std::string& password) {
+    std::string user = p.username;
+    return std::string("\x05\x01\x02\x01", 4) + static_cast<char>(user.size()) + user + static_cast<char>(password.size()) + password;
+  };
+  int wrong = connect_proxy(first);
+  ASSERT_TRUE(send_text(wrong, login(first, other.password)));
+  EXPECT_NE(read_exactly(wrong, 4).substr(2), std::string("\x01\x00", 2)) << "the other node's credential opens this one's proxy";
+  ::close(wrong);
+  int fd = connect_proxy(first);
+  std::string host = name_ + "b";
+  ASSERT_TRUE(send_text(fd, login(first, first.password) + std::string("\x05\x01\x00\x03", 4) + static_cast<char>(host.size()) + host + std::string("\x00\x5a", 2)));
+  EXPECT_EQ(read_exactly(fd, 4), std::string("\x05\x02\x01\x00", 4));
+  std::string reply = read_exactly(fd, 10);
+  ASSERT_EQ(reply.size(), 10u);
+  EXPECT_EQ(reply[1], 0);
+  ASSERT_TRUE(readable(service, kSoonMs));
+  sockaddr_in from{};
+  socklen_t size = sizeof from;
+  int local = ::accept(service, reinterpret_cast<sockaddr*>(&from), &size);
+  ASSERT_GE(local, 0);
+  ASSERT_TRUE(send_text(fd, "hello"));
+  EXPECT_EQ(read_exactly(local, 5), "hello");
+  char* text = nullptr;
+  ASSERT_EQ(porthole_exposed_peer(b_->p, ntohs(from.sin_port), &text, &e_), PORTHOLE_OK) << e_.message;
+  json::object who = take_json(text);
+  EXPECT_EQ(who.at("peer"), name_ + "a");
+  EXPECT_EQ(porthole_exposed_peer(b_->p, service_port, &text, &e_), PORTHOLE_ERROR_NOT_FOUND);
+  // The far side hears of a node that is closed while connections run.
+  a_->close();
+  ASSERT_TRUE(readable(local, kSoonMs));
+  char c;
+  EXPECT_LE(::read(local, &c, 1), 0);
+  ::close(local);
+  ::close(fd);
+  ::close(service);
+}
+
+TEST_F(TwoNodes, StatusPingNetcheckFromManyThreads) {
+  porthole_listener* listener = porthole_listen(b_->p, 80, &e_);
+  ASSERT_TRUE(listener);
+  std::thread echo([&] {
+    for (;;) {
+      int fd;
+      if (porthole_accept(listener, -1, &fd, nullptr, 0, nullptr) != PORTHOLE_OK) return;
+      std::string got = read_exactly(fd, 3);
+      EXPECT_EQ(::send(fd, got.data(), got.size(), MSG_NOSIGNAL), 3);
+      ::close(fd);
+    }
+  });
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 4; ++t)
+    threads.emplace_back([&, t] {
+      porthole_error e{};
+      for (int i = 0; i < 5; ++i) {
+        char* text = nullptr;
+        EXPECT_EQ(porthole_status_json(a_->p, &text, &e), PORTHOLE_OK) << e.message;
+        json::object status = take_json(text);
+        EXPECT_EQ(status.at("state"), "running");
+        int fd = -1;
+        ASSERT_EQ(porthole_dial(a_->p, "tcp", peer("80").c_str(), kSoonMs, &fd, &e), PORTHOLE_OK) << e.message;
+        EXPECT_EQ(::send(fd, "abc", 3, MSG_NOSIGNAL), 3);
+        EXPECT_EQ(read_exactly(fd, 3), "abc");
+        ::close(fd);
+      }
+      char* text = nullptr;
+      EXPECT_EQ(porthole_ping(a_->p, (name_ + "b").c_str(), kSoonMs, &text, &e), PORTHOLE_OK) << e.message;
+      EXPECT_EQ(take_json(text).at("peer"), name_ + "b");
+      if (t == 0) {
+        EXPECT_EQ(porthole_netcheck(a_->p, kSoonMs, &text, &e), PORTHOLE_OK) << e.message;
+        EXPECT_TRUE(take_json(text).contains("relays"));
+      }
+    });
+  for (auto& t : threads) t.join();
+  porthole_listener_close(listener);
+  echo.join();
+}
+
+TEST_F(TwoNodes, LogoutForgetsTheLogin) {
+  ASSERT_EQ(porthole_logout(a_->p, kSoonMs, &e_), PORTHOLE_OK) << e_.message;
+  EXPECT_EQ(porthole_wait_running(a_->p, kSoonMs, &e_), PORTHOLE_ERROR_UNAUTHORIZED) << e_.message;
+  int fd = -1;
+  EXPECT_EQ(porthole_dial(a_->p, "tcp", peer("80").c_str(), kSoonMs, &fd, &e_), PORTHOLE_ERROR_UNAUTHORIZED) << e_.message;
+  a_->close();
+  Node again(dir_->file(name_ + "a"), "", *key_);
+  ASSERT_TRUE(again.p) << again.error.message;
+  EXPECT_EQ(porthole_wait_running(again.p, kSoonMs, &e_), PORTHOLE_OK) << e_.message;
+}
+
+TEST_F(TwoNodes, ComesBackFromStoredState) {
+  a_->close();
+  Node again(dir_->file(name_ + "a"), "");
+  ASSERT_TRUE(again.p) << again.error.message;
+  EXPECT_EQ(porthole_wait_running(again.p, kSoonMs, &e_), PORTHOLE_OK) << e_.message;
+  EXPECT_EQ(porthole_wait_peer(again.p, (name_ + "b").c_str(), kSoonMs, &e_), PORTHOLE_OK) << e_.message;
+}
+
+TEST(CApi, VersionIsSet) { EXPECT_GT(std::strlen(porthole_version()), 2u); }
+
+}  // namespace

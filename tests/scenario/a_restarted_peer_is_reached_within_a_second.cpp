@@ -1,0 +1,53 @@
+#include "scenario.h"
+
+namespace porthole::scenario {
+
+TEST(Scenario, ARestartedPeerIsReachedWithinASecond) {
+  Tailnet t(kSeed);
+  NodeHost& a = t.add_node({.name = "a"}, t.add_home("one"));
+  NodeHost& b = t.add_node({.name = "b"}, t.add_home("two"));
+  ASSERT_IN(t, t.run_until_running(3s));
+  t.run_for(2s);
+  auto before = a.transfer(b, 50'000, 50'000);
+  ASSERT_IN(t, t.run_until_over({before}, 10s));
+  ASSERT_IN(t, t.run_until_direct(a, b, 10s));
+
+  for (bool same_port : {true, false}) {
+    SCOPED_TRACE(same_port);
+    NodePublic key = b.key();
+    b.restart();
+    if (!same_port) b.change_udp_port();
+    // What runs into the restart is not lost either: the peer comes back while the app still waits.
+    auto during = a.transfer(b, 1, 1);
+    ASSERT_IN(t, t.run_until([&] { return b.is_running(); }, 3s));
+    EXPECT_EQ(b.key(), key);
+    auto there = a.transfer(b, 1, 1);
+    auto back = b.transfer(a, 1, 1);
+    ASSERT_IN(t, t.run_until_over({during, there, back}, 10s));
+    for (const auto& transfer : {during, there, back}) {
+      EXPECT_IN(t, transfer->is_done());
+      EXPECT_LT(transfer->until_first_byte(), 1s) << t.report();
+    }
+    EXPECT_IN(t, t.run_until_direct(a, b, 10s));
+    t.run_for(5s);
+  }
+}
+
+TEST(Scenario, ANodeOpensConnectionsToARestartedPeerWithoutTheCoordinator) {
+  // The coordinator is gone, so nobody announces the new disco key; the map of the survivors stays valid.
+  Tailnet t(kSeed);
+  NodeHost& a = t.add_node({.name = "a"}, t.add_public_site("one"));
+  NodeHost& b = t.add_node({.name = "b"}, t.add_public_site("two"));
+  ASSERT_IN(t, t.run_until_running(3s));
+  t.run_for(2s);
+  auto before = a.transfer(b, 1000, 1000);
+  ASSERT_IN(t, t.run_until_over({before}, 10s));
+  t.server().stop_coordinator();
+  t.run_for(200s);  // long enough for the WireGuard session to be too old
+  auto after = a.transfer(b, 50'000, 50'000);
+  ASSERT_IN(t, t.run_until_over({after}, 10s));
+  EXPECT_IN(t, after->is_done());
+  EXPECT_LT(after->until_first_byte(), 1s) << t.report();
+}
+
+}  // namespace porthole::scenario
