@@ -5,6 +5,9 @@
 namespace porthole::sim {
 namespace {
 
+// A pause that a failure's report should show.
+constexpr Duration kWorthNoting = 500ms;
+
 std::uint64_t block(std::uint64_t key, std::uint64_t index) {
   std::uint64_t x = key + (index + 1) * 0x9e3779b97f4a7c15;
   x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9;
@@ -47,6 +50,7 @@ TransferRef Ledger::find(std::uint64_t id) const {
 void Ledger::note_progress(Transfer& t, std::uint64_t up, std::uint64_t down) {
   t.up_received += up;
   t.down_received += down;
+  if (world_.now() - t.last_progress > kWorthNoting) world_.note("ledger", "after " + std::to_string((world_.now() - t.last_progress).count() / 1'000'000) + " ms: " + t.describe());
   t.longest_pause = std::max(t.longest_pause, world_.now() - t.last_progress);
   t.last_progress = world_.now();
 }

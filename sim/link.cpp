@@ -3,6 +3,10 @@
 #include <algorithm>
 
 namespace porthole::sim {
+namespace {
+// Ten full packets: what even the slowest line queues.
+constexpr double kQueueMin = 15'000;
+}  // namespace
 
 bool Link::loses() {
   if (config.burst_enter > 0) {
@@ -26,7 +30,8 @@ Link::Arrivals Link::carry(Instant now, std::size_t size_bytes) {
   if (config.rate > 0) {
     Instant start = std::max(now, busy_until_);
     double waiting = static_cast<double>((start - now).count()) * 1e-9 * config.rate;
-    if (waiting > static_cast<double>(config.queue_bytes)) {
+    double room = config.queue_bytes != 0 ? static_cast<double>(config.queue_bytes) : std::max(config.rate * 0.15, kQueueMin);
+    if (waiting > room) {
       out.verdict = "lost: queue full";
       return out;
     }

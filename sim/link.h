@@ -18,7 +18,7 @@ struct LinkConfig {
   double burst_leave = 0.25;
   double burst_loss = 0.7;
   double rate = 0;              // bytes a second; 0: no limit
-  std::size_t queue_bytes = 256 * 1024;  // beyond it datagrams are dropped
+  std::size_t queue_bytes = 0;  // beyond it datagrams are dropped; 0: what the rate carries in 150 ms
   double reorder = 0;           // chance to be overtaken by those sent up to reorder_delay later
   Duration reorder_delay = 5ms;
   double duplicate = 0;

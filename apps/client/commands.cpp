@@ -409,8 +409,20 @@ int play(const ClientOptions& o) {
     for (;;) {
       timer.expires_after(1s);
       co_await timer.async_wait(asio::use_awaitable);
+      if (connected.session->ended()) {
+        // At once and not at the player's next request: whoever watches learns why while it still plays from its buffer.
+        try {
+          co_await source();
+        } catch (const ClientError& e) {
+          if (e.failure() == Failure::kKeyInvalid || e.failure() == Failure::kRevoked)
+            throw ClientError(Failure::kRevoked, "\"" + server.name + "\" no longer accepts this device: " + e.what());
+          c.event({{"event", "problem"}, {"reason", e.what()}});
+          c.say(e.what());
+          continue;
+        }
+      }
       std::string now = connected.remote ? c.tailnet(server)->path_to(connected.peer) : "local";
-      if (now == path || connected.session->ended()) continue;
+      if (now == path) continue;
       path = now;
       c.event({{"event", "path"}, {"path", path}});
       c.say("the path is " + path + " now");

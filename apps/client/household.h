@@ -77,11 +77,11 @@ class Household {
  public:
   Household() {
     std::filesystem::create_directories(dir / "lib");
-    app::make_clip(dir / "lib/clip.mp4");
+    std::filesystem::copy(seed() / "clip.mp4", dir / "lib/clip.mp4");
+    std::filesystem::copy(seed() / "password.json", dir / "password.json");
     film = app::read_file(dir / "lib/clip.mp4");
     big = noise(9 * 1024 * 1024 + 321);
     app::write_text(dir / "lib/big.mkv", big);
-    serve::set_password(dir / "password.json", kPassword);
     library = std::make_unique<serve::Library>(std::vector<std::string>{dir / "lib"}, dir / "posters", [](const std::string&) {});
     library->scan();
     start();
@@ -143,6 +143,18 @@ class Household {
     for (const serve::MediaItem& i : library->catalog()->items)
       if (i.file_name == file_name) return i.id;
     return {};
+  }
+
+  // Film and password hash take a while to make: once for all tests of the program.
+  static const app::TempDir& seed() {
+    static const app::TempDir made;
+    static const bool filled = [] {
+      app::make_clip(made / "clip.mp4");
+      serve::set_password(made / "password.json", kPassword);
+      return true;
+    }();
+    EXPECT_TRUE(filled);
+    return made;
   }
 
   app::TempDir dir;

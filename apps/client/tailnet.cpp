@@ -131,9 +131,24 @@ void TailnetClient::run() {
       enter(TailnetState::kFailed, e.what());
     }
   }
-  // Whoever still waits on the node keeps it until they are done.
+  drop_node();
+}
+
+// Never under the lock: the node's own thread may be waiting for it in note(). Whoever still waits on the node keeps it
+// until they are done.
+void TailnetClient::drop_node() {
+  std::shared_ptr<TailnetNode> old;  // outlives the lock
   std::lock_guard lock(mutex_);
-  node_.reset();
+  old.swap(node_);
+}
+
+// On the node's thread: a login that ends while connected is the end of the connection.
+void TailnetClient::note(const std::string& node_state) {
+  bool ended = node_state == "login_needed" || node_state == "needs-login" || node_state == "logged-out" ||
+               node_state == "expired";
+  if (ended && status().state == TailnetState::kConnected)
+    enter(TailnetState::kFailed, kKeyInvalid, NodeError::Kind::kUnauthorized);
+  changed_.notify_all();
 }
 
 void TailnetClient::bring_up(const Order& order) {
@@ -146,10 +161,7 @@ void TailnetClient::bring_up(const Order& order) {
   bool stored = !joined.empty() && (order.url.empty() || order.url == joined);
   for (;;) {
     TailnetNodeConfig config{dir_ + "/node", stored ? joined : order.url, stored ? std::string() : order.key, hostname_, ca_file_};
-    {
-      std::lock_guard lock(mutex_);
-      node_.reset();
-    }
+    drop_node();
     try {
       if (!stored) {
         // Whatever is there belongs to a login that is not wanted any more.
@@ -164,7 +176,7 @@ void TailnetClient::bring_up(const Order& order) {
         std::lock_guard lock(mutex_);
         node_ = made;
       }
-      made->observe([this](const std::string&) { changed_.notify_all(); });
+      made->observe([this](const std::string& state) { note(state); });
       for (;;) {
         try {
           made->join(250ms);
@@ -177,10 +189,7 @@ void TailnetClient::bring_up(const Order& order) {
       }
       break;
     } catch (const NodeError& e) {
-      {
-        std::lock_guard lock(mutex_);
-        node_.reset();
-      }
+      drop_node();
       if (e.kind() != NodeError::Kind::kUnauthorized || !stored || order.key.empty()) throw;
       stored = false;  // the stored login has ended, but there is a key
     }
@@ -242,6 +251,8 @@ void TailnetClient::wait_peer(const std::string& peer, std::chrono::milliseconds
     }
     std::lock_guard lock(mutex_);
     if (stopping_) throw ClientError(Failure::kFailed, "interrupted");
+    if (status_.state == TailnetState::kFailed && status_.kind == NodeError::Kind::kUnauthorized)
+      throw ClientError(Failure::kKeyInvalid, status_.problem);
   }
 }
 

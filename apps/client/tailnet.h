@@ -98,6 +98,8 @@ class TailnetClient {
   void start(Order order);
   std::shared_ptr<TailnetNode> node() const;
   void save();
+  void drop_node();
+  void note(const std::string& node_state);
 
   const std::string dir_, hostname_, ca_file_;
   const TailnetNodeFactory factory_;

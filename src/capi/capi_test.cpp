@@ -606,7 +606,7 @@ TEST_F(TwoNodes, LoopbackAndExpose) {
   char* text = nullptr;
   ASSERT_EQ(porthole_exposed_peer(b_->p, ntohs(from.sin_port), &text, &e_), PORTHOLE_OK) << e_.message;
   json::object who = take_json(text);
-  EXPECT_EQ(who.at("peer"), name_ + "a");
+  EXPECT_EQ(who.at("peer").as_string(), name_ + "a");
   EXPECT_EQ(porthole_exposed_peer(b_->p, service_port, &text, &e_), PORTHOLE_ERROR_NOT_FOUND);
   // The far side hears of a node that is closed while connections run.
   a_->close();
@@ -647,7 +647,7 @@ TEST_F(TwoNodes, StatusPingNetcheckFromManyThreads) {
       }
       char* text = nullptr;
       EXPECT_EQ(porthole_ping(a_->p, (name_ + "b").c_str(), kSoonMs, &text, &e), PORTHOLE_OK) << e.message;
-      EXPECT_EQ(take_json(text).at("peer"), name_ + "b");
+      EXPECT_EQ(take_json(text).at("peer").as_string(), name_ + "b");
       if (t == 0) {
         EXPECT_EQ(porthole_netcheck(a_->p, kSoonMs, &text, &e), PORTHOLE_OK) << e.message;
         EXPECT_TRUE(take_json(text).contains("relays"));

@@ -373,8 +373,9 @@ void TcpConnection::path_changed(Instant now, PathChange kind) {
       break;
     case PathChange::kUnreachable: break;
     case PathChange::kReachable:
-      // The next resend should not wait for a timer that backed off during the outage.
-      if (snd_una_ < snd_nxt_ || recovery_timer_ == RecoveryTimer::kPersist || state_ == TcpState::kSynSent) {
+      // The next resend should not wait for a timer that backed off during the outage. Without a resend so far there
+      // was none, as far as this connection could see: the timer comes soon enough.
+      if ((snd_una_ < snd_nxt_ && backoff_ > 0) || recovery_timer_ == RecoveryTimer::kPersist || state_ == TcpState::kSynSent) {
         backoff_ = std::min(backoff_, 1);
         persist_backoff_ = 0;
         resends_ = persist_unanswered_ = 0;

@@ -646,8 +646,11 @@ void Engine::drain_paths() {
       if (direct || path->relay_region) {
         if (peer.direct != direct) {
           peer.direct = direct;
-          for (const IpAddress& a : peer.addresses)
+          for (const IpAddress& a : peer.addresses) {
             stack_->path_changed(clock_.now, a, direct ? netstack::PathChange::kDirect : netstack::PathChange::kRelayed);
+            // Confirmed by a pong: what an outage held up goes out now, not when a timer that backed off says so.
+            if (direct) stack_->path_changed(clock_.now, a, netstack::PathChange::kReachable);
+          }
         }
         // What was sent while there was no way, or an opening one, is lost: do not wait for the timer.
         if (tunnel_->state(peer.tunnel) == wg::SessionState::kHandshaking) tunnel_->retry_handshake(clock_, peer.tunnel);
@@ -678,6 +681,10 @@ void Engine::drain_derp() {
     if (auto* up = std::get_if<derp::Connected>(&*event)) {
       paths_->note_relay_connected(clock_.now, up->region, true);
       if (up->region == paths_->home_region()) relay_connected_ = true;
+      for (auto& [id, peer] : peers_) {
+        if (peer.direct.value_or(false)) continue;
+        for (const IpAddress& a : peer.addresses) stack_->path_changed(clock_.now, a, netstack::PathChange::kReachable);
+      }
       check_running();
     } else if (auto* down = std::get_if<derp::Disconnected>(&*event)) {
       paths_->note_relay_connected(clock_.now, down->region, false);

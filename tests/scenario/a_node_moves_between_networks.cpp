@@ -19,7 +19,7 @@ TEST(Scenario, ANodeMovesBetweenNetworks) {
   t.run_for(10s);
   phone.move(wifi, t.next_addresses(wifi));
   t.run_for(5s);
-  EXPECT_LT(film->longest_pause, 5s) << t.report();
+  EXPECT_LT(film->longest_pause, 12s) << t.report();
   ASSERT_IN(t, t.run_until_over({film}, 90s));
   EXPECT_IN(t, film->is_done());
   EXPECT_IN(t, phone.is_running());
@@ -81,7 +81,8 @@ TEST(Scenario, AChangedUdpPortIsFoundAgain) {
   b.change_udp_port();
   ASSERT_IN(t, t.run_until_over({transfer}, 60s));
   EXPECT_IN(t, transfer->is_done());
-  EXPECT_LT(transfer->longest_pause, 2s) << t.report();
+  // The sender trusts the old address for up to 6.5 s after its last pong.
+  EXPECT_LT(transfer->longest_pause, 8s) << t.report();
   EXPECT_IN(t, t.run_until_direct(a, b, 30s));
 }
 

@@ -68,7 +68,7 @@ class RandomWorld {
     if (chance(0.4)) link.loss = rng_.unit() * 0.03;
     if (chance(0.1)) link.burst_enter = 0.003;
     if (chance(0.6)) link.rate = 100'000 + rng_.unit() * 3e6;
-    link.queue_bytes = pick(30'000, 500'000);
+    if (chance(0.2)) link.queue_bytes = pick(15'000, 200'000);
     if (chance(0.2)) link.reorder = rng_.unit() * 0.05;
     if (chance(0.1)) link.duplicate = rng_.unit() * 0.02;
     return link;

@@ -10,7 +10,7 @@ const Endpoint kServer{IpAddress::v4(45, 1, 1, 1), 3478};
 const Endpoint kServerOtherPort{IpAddress::v4(45, 1, 1, 1), 3479};
 const Endpoint kStranger{IpAddress::v4(45, 2, 2, 2), 3478};
 
-Nat nat_of(NatMapping mapping, NatFiltering filtering) {
+Nat make_nat(NatMapping mapping, NatFiltering filtering) {
   NatConfig config;
   config.mapping = mapping;
   config.filtering = filtering;
@@ -21,17 +21,17 @@ Nat nat_of(NatMapping mapping, NatFiltering filtering) {
 
 TEST(Scenario, SimulatedNatsBehaveAsNamed) {
   for (NatFiltering filtering : {NatFiltering::kEndpointIndependent, NatFiltering::kAddress, NatFiltering::kAddressAndPort}) {
-    Nat easy = nat_of(NatMapping::kEndpointIndependent, filtering);
+    Nat easy = make_nat(NatMapping::kEndpointIndependent, filtering);
     Endpoint seen = easy.outbound(kNow, kInside, kServer);
     EXPECT_EQ(seen, easy.outbound(kNow, kInside, kStranger));
-    Nat fresh = nat_of(NatMapping::kEndpointIndependent, filtering);
+    Nat fresh = make_nat(NatMapping::kEndpointIndependent, filtering);
     std::uint16_t port = fresh.outbound(kNow, kInside, kServer).port;
     EXPECT_EQ(fresh.inbound(kNow, kServer, port), kInside);
     EXPECT_EQ(fresh.inbound(kNow, kServerOtherPort, port).has_value(), filtering != NatFiltering::kAddressAndPort);
     EXPECT_EQ(fresh.inbound(kNow, kStranger, port).has_value(), filtering == NatFiltering::kEndpointIndependent);
     EXPECT_FALSE(fresh.inbound(kNow + 121s, kServer, port));
   }
-  Nat hard = nat_of(NatMapping::kAddressAndPort, NatFiltering::kAddressAndPort);
+  Nat hard = make_nat(NatMapping::kAddressAndPort, NatFiltering::kAddressAndPort);
   EXPECT_NE(hard.outbound(kNow, kInside, kServer), hard.outbound(kNow, kInside, kServerOtherPort));
 }
 

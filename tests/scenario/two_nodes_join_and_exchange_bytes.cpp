@@ -12,7 +12,8 @@ TEST(Scenario, TwoNodesJoinAndExchangeBytes) {
   auto transfer = a.transfer(b, 1, 1);
   ASSERT_IN(t, t.run_until_over({transfer}, 5s));
   EXPECT_IN(t, transfer->is_done());
-  EXPECT_LT(transfer->until_first_byte(), 1s) << t.report();
+  // Both joined at the same moment: the home relay of each follows with its second update, a second after the first.
+  EXPECT_LT(transfer->until_first_byte(), 1500ms) << t.report();
 }
 
 TEST(Scenario, TheSameSeedGivesTheSameWorld) {
