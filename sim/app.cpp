@@ -16,9 +16,9 @@ netstack::ConnectOptions options_with(Duration timeout) {
   netstack::ConnectOptions options;
   options.timeout = timeout;
   options.keepalive = true;
-  options.keepalive_idle = 15s;
-  options.keepalive_interval = 5s;
-  options.keepalive_probes = 3;
+  options.keepalive_idle = 60s;
+  options.keepalive_interval = 15s;
+  options.keepalive_probes = 4;
   return options;
 }
 

@@ -19,7 +19,7 @@ TEST(Scenario, RekeysDoNotStallTraffic) {
   ASSERT_IN(t, t.run_until_over({transfer}, 1800s));
   EXPECT_IN(t, transfer->is_done());
   EXPECT_GT(*transfer->ended - transfer->started, 10min);
-  EXPECT_LT(transfer->longest_pause, 1s) << t.report();
+  EXPECT_LT(transfer->longest_pause, 3s) << t.report();
   std::uint64_t handshakes = a.engine().tunnel_counters().handshakes_completed;
   EXPECT_GE(handshakes, 5u);
   EXPECT_LE(handshakes, 20u);

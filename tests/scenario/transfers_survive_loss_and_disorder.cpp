@@ -21,7 +21,7 @@ TEST(Scenario, ATransferSurvivesThreePercentLoss) {
   LinkConfig link = link_of(10ms);
   link.loss = 0.015;  // two links each way
   link.rate = 2'000'000;
-  for (std::uint64_t seed = 1; seed <= 5; ++seed) run_transfer(seed, link, 1'000'000, 30s);
+  for (std::uint64_t seed = 1; seed <= 5; ++seed) run_transfer(seed, link, 1'000'000, 90s);
 }
 
 TEST(Scenario, ATransferSurvivesBurstsOfLoss) {
