@@ -47,4 +47,9 @@ constexpr std::size_t kSourcesMax = 4096;
 // Distinct (peer, source) pairs remembered during one batch so that each is reported once.
 constexpr std::size_t kReportedSourcesMax = 8;
 
+// Pairs that were replaced this young may still be in use by the other side: one handshake attempt (kRekeyTimeout) with its
+// quick repetitions, and the second one. Four repetitions are answerable at most.
+constexpr Duration kRetiredAgeMax = std::chrono::seconds(10);
+constexpr std::size_t kRetiredPairsMax = 4;
+
 }  // namespace porthole::wg

@@ -60,6 +60,9 @@ struct Peer {
 
   // Sessions (paper 6.1 to 6.3). `next` is a session that we answered and the initiator has not confirmed yet.
   std::unique_ptr<KeyPair> previous, current, next;
+  // Young pairs that the slots had no room for, oldest first; for receiving only. When both sides begin at once and repeat
+  // themselves quickly over lossy or uneven paths, each may go on with a handshake that the other has moved past.
+  std::vector<std::unique_ptr<KeyPair>> retired;
   // Initiations of ours that may still be answered, oldest first. Apart from the responder's side on purpose: when both
   // sides initiate at once, answering the peer must not cost us our own attempt.
   std::vector<std::unique_ptr<PendingInitiation>> pending;

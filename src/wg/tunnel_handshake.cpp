@@ -180,11 +180,20 @@ void Tunnel::Impl::drop_pair(std::unique_ptr<KeyPair>& slot) {
   slot.reset();
 }
 
+void Tunnel::Impl::retire(Instant now, Peer& p, std::unique_ptr<KeyPair>& slot) {
+  if (!slot || now - slot->created > kRetiredAgeMax) return drop_pair(slot);
+  if (p.retired.size() >= kRetiredPairsMax) {
+    drop_pair(p.retired.front());
+    p.retired.erase(p.retired.begin());
+  }
+  p.retired.push_back(std::move(slot));
+}
+
 void Tunnel::Impl::install_as_initiator(Clock clock, Peer& p, std::unique_ptr<KeyPair> pair) {
   indices_[pair->local_index] = {p.id, pair.get()};
-  drop_pair(p.previous);
+  retire(clock.now, p, p.previous);
   if (p.next) {
-    drop_pair(p.current);
+    retire(clock.now, p, p.current);
     p.previous = std::move(p.next);
   } else {
     p.previous = std::move(p.current);
@@ -196,7 +205,7 @@ void Tunnel::Impl::install_as_initiator(Clock clock, Peer& p, std::unique_ptr<Ke
 
 void Tunnel::Impl::install_as_responder(Clock clock, Peer& p, std::unique_ptr<KeyPair> pair) {
   indices_[pair->local_index] = {p.id, pair.get()};
-  drop_pair(p.previous);
+  retire(clock.now, p, p.previous);
   // An initiator that repeats itself quickly uses the answer that arrives first, which may be that to its earlier
   // initiation. What it sends until it has the second one can be read all the same.
   p.previous = std::move(p.next);
@@ -207,7 +216,7 @@ void Tunnel::Impl::install_as_responder(Clock clock, Peer& p, std::unique_ptr<Ke
 
 // The initiator confirmed `next` by using it.
 void Tunnel::Impl::promote(Clock clock, Peer& p) {
-  drop_pair(p.previous);
+  retire(clock.now, p, p.previous);
   p.previous = std::move(p.current);
   p.current = std::move(p.next);
   handshake_complete(clock, p);
@@ -239,6 +248,8 @@ void Tunnel::Impl::wipe_sessions(Peer& p) {
   drop_pair(p.previous);
   drop_pair(p.current);
   drop_pair(p.next);
+  for (auto& pair : p.retired) drop_pair(pair);
+  p.retired.clear();
   drop_pending(p);
   p.attempts = 0;
   p.want_more = p.last_minute_sent = false;
@@ -290,6 +301,7 @@ void Tunnel::Impl::arm_expiry(Peer& p) {
   for (const auto* slot : {&p.previous, &p.current, &p.next}) {
     if (*slot) oldest = std::min(oldest, (*slot)->created);
   }
+  for (const auto& pair : p.retired) oldest = std::min(oldest, pair->created);
   if (oldest == kNever) cancel(p, Timer::kExpire);
   else arm(p, Timer::kExpire, oldest + kRejectAfterTime);
 }
@@ -298,6 +310,11 @@ void Tunnel::Impl::drop_expired_pairs(Instant now, Peer& p) {
   for (auto* slot : {&p.previous, &p.current, &p.next}) {
     if (*slot && now - (*slot)->created >= kRejectAfterTime) drop_pair(*slot);
   }
+  std::erase_if(p.retired, [&](std::unique_ptr<KeyPair>& pair) {
+    if (now - pair->created < kRejectAfterTime) return false;
+    drop_pair(pair);
+    return true;
+  });
 }
 
 void Tunnel::Impl::handle_timeout(Clock clock) {

@@ -82,6 +82,8 @@ class Tunnel::Impl {
   void handshake_complete(Clock clock, Peer& peer);
   void session_ready(Clock clock, Peer& peer);
   void drop_pair(std::unique_ptr<KeyPair>& slot);
+  // Empties the slot: a young pair stays readable among the retired ones.
+  void retire(Instant now, Peer& p, std::unique_ptr<KeyPair>& slot);
   void drop_pending(Peer& peer);
   void wipe_sessions(Peer& peer);
   void update_state(Instant now, Peer& peer, bool announce_again = false);
