@@ -17,7 +17,7 @@ namespace {
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 constexpr std::uint64_t kSeedsDefault = 50;
 #elif defined(NDEBUG)
-constexpr std::uint64_t kSeedsDefault = 1000;
+constexpr std::uint64_t kSeedsDefault = 350;
 #else
 constexpr std::uint64_t kSeedsDefault = 100;
 #endif
@@ -31,7 +31,7 @@ constexpr Duration kRecoveryLimit = 90s;
 // TCP resends at most a minute apart; an answer or a reset follows.
 constexpr Duration kTransferLimit = 180s;
 constexpr Duration kFreshLimit = 60s;
-constexpr Duration kFirstByteLimit = 15s;
+constexpr Duration kFirstByteLimit = 60s;
 
 class RandomWorld {
  public:
