@@ -978,7 +978,7 @@ TEST(Paths, NoiseDoesNotCrashOrAnswer) {
   for (int i = 0; i < 20000; ++i) {
     ByteVector p(rng.below(200));
     rng.fill(p);
-    if (i % 3 == 0) std::memcpy(p.data(), ping.data(), std::min<std::size_t>(p.size(), rng.below(ping.size())));
+    if (i % 3 == 0 && !p.empty()) std::memcpy(p.data(), ping.data(), std::min<std::size_t>(p.size(), rng.below(ping.size())));
     const Endpoint from{IpAddress::v4(rng.u32()), static_cast<std::uint16_t>(1 + rng.below(65535))};
     (void)t.a.paths->handle_udp(t.w.now, {from, p});
     (void)t.a.paths->handle_relayed(t.w.now, 1, t.b.node, p);
