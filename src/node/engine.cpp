@@ -70,7 +70,7 @@ class Engine::PathsSink final : public DatagramSink {
 
 Engine::Engine(EngineConfig config, crypto::MachinePrivate machine_key, crypto::NodePrivate node_key,
                const wg::Tai64n& last_stamp, DatagramSink& out, Rng& rng, Log& log, Clock clock)
-    : config_(std::move(config)), out_(out), rng_(rng), log_(log), clock_(clock) {
+    : config_(std::move(config)), out_(out), rng_(rng), clock_(clock) {
   config_.control.first_stream_id = 1;
   plain_control_ = config_.control.url.starts_with("http://");
   registered_ = config_.control.expect_registered;

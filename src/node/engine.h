@@ -214,7 +214,6 @@ class Engine final : private wg::Host, private derp::DerpHost {
   EngineConfig config_;
   DatagramSink& out_;
   Rng& rng_;
-  Log& log_;
   Clock clock_;                          // of the call being handled
 
   std::unique_ptr<PathsSink> paths_sink_;
