@@ -108,7 +108,7 @@ class Context {
     out.device_id = device.id;
     out.device_name = device.name;
     out.tailnet = [this, server] { return tailnet(server); };
-    out.ask = [this, name = server.name](const std::string& reason) { return ask(name, reason); };
+    out.ask = [name = server.name](const std::string& reason) { return ask(name, reason); };
     out.event = [this](object e) {
       event(e);
       std::string what(e["event"].as_string());
