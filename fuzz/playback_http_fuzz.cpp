@@ -1,4 +1,5 @@
 // links: app_client
+// sources: client/range.cpp
 // Range headers of players against items of any size. First eight bytes: the size.
 #include <cstdint>
 #include <cstdlib>

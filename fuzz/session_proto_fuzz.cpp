@@ -1,4 +1,5 @@
 // links: app_serve
+// sources: serve/session_machine.cpp
 // The server's side of a media session under arbitrary messages: the input is a list of messages (one length byte pair
 // each), the first byte decides whether a login succeeds before them. Work orders are done at once; what comes out must
 // keep the credit and the bounds.
