@@ -1,4 +1,5 @@
-// links: app_remote coordinator ts2021 crypto wire base
+// links: coordinator ts2021 crypto wire base
+// sources: remote/enrolment_api.cpp remote/service_json.cpp
 // Bytes of an HTTP connection into the enrolment API, with a good token in reach.
 #include <cstdlib>
 #include <memory>

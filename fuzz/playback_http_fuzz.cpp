@@ -1,4 +1,4 @@
-// links: app_client
+// links: base
 // sources: client/range.cpp
 // Range headers of players against items of any size. First eight bytes: the size.
 #include <cstdint>

@@ -1,5 +1,5 @@
-// links: app_serve
-// sources: serve/session_machine.cpp
+// links: session_proto app_support
+// sources: serve/session_machine.cpp session/names.cpp
 // The server's side of a media session under arbitrary messages: the input is a list of messages (one length byte pair
 // each), the first byte decides whether a login succeeds before them. Work orders are done at once; what comes out must
 // keep the credit and the bounds.

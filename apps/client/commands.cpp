@@ -414,10 +414,11 @@ int play(const ClientOptions& o) {
         try {
           co_await source();
         } catch (const ClientError& e) {
-          if (e.failure() == Failure::kKeyInvalid || e.failure() == Failure::kRevoked)
-            throw ClientError(Failure::kRevoked, "\"" + server.name + "\" no longer accepts this device: " + e.what());
-          c.event({{"event", "problem"}, {"reason", e.what()}});
-          c.say(e.what());
+          bool final = e.failure() == Failure::kKeyInvalid || e.failure() == Failure::kRevoked;
+          std::string reason = final ? "\"" + server.name + "\" no longer accepts this device: " + e.what() : e.what();
+          c.event({{"event", "problem"}, {"reason", reason}});
+          if (final) throw ClientError(Failure::kRevoked, reason);
+          c.say(reason);
           continue;
         }
       }
