@@ -381,7 +381,8 @@ Deadline Engine::next_timeout() const {
   Deadline d = sooner(sooner(control_->next_timeout(), tunnel_->next_timeout()),
                       sooner(sooner(paths_->next_timeout(), derp_->next_timeout()), stack_->next_timeout()));
   for (const auto& [id, hurry] : hurry_) d = sooner(d, Deadline::at(std::min(hurry.next, hurry.until)));
-  if (map_at_ && !running_told_) d = sooner(d, Deadline::at(*map_at_ + kRelayPatience));
+  // Past it only an event of the control client or the relay can let this node run.
+  if (map_at_ && !running_told_ && clock_.now < *map_at_ + kRelayPatience) d = sooner(d, Deadline::at(*map_at_ + kRelayPatience));
   return d;
 }
 
