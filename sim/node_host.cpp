@@ -164,13 +164,15 @@ void NodeHost::suspend(Duration time) {
   suspended_ = true;
   host_.up = false;
   alarm_.cancel();
-  world_.after(time, [this] {
-    if (!suspended_) return;
-    world_.note(config_.name, "wakes");
-    suspended_ = false;
-    host_.up = true;
-    poke();
-  });
+  world_.after(time, [this] { wake(); });
+}
+
+void NodeHost::wake() {
+  if (!suspended_) return;
+  world_.note(config_.name, "wakes");
+  suspended_ = false;
+  host_.up = true;
+  poke();
 }
 
 void NodeHost::change_udp_port() {

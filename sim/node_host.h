@@ -55,6 +55,8 @@ class NodeHost final : private DatagramSink {
   void wipe();
   // Lid closed for this long.
   void suspend(Duration time);
+  // Ends it early. Nothing to do for a node that is awake.
+  void wake();
   // Other UDP sockets, as after a rebind.
   void change_udp_port();
   // To another site, with the addresses it has there; the node notices.

@@ -17,7 +17,7 @@ namespace {
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 constexpr std::uint64_t kSeedsDefault = 50;
 #elif defined(NDEBUG)
-constexpr std::uint64_t kSeedsDefault = 350;
+constexpr std::uint64_t kSeedsDefault = 1000;
 #else
 constexpr std::uint64_t kSeedsDefault = 100;
 #endif
@@ -185,8 +185,10 @@ class RandomWorld {
   void heal() {
     note("all faults end");
     for (Site* site : homes_) site->set_up(true);
-    for (std::size_t i = 0; i < t_.node_count(); ++i)
+    for (std::size_t i = 0; i < t_.node_count(); ++i) {
+      t_.node(i).wake();
       if (!t_.node(i).is_up()) t_.node(i).start();
+    }
     // Those that are still to come: restarts under way end by themselves within kRecoveryLimit.
   }
 
