@@ -227,17 +227,6 @@ def memory():
         print(f"  right after 4 GB in one flow  puller {private_kb(puller.p.pid):8}   server {private_kb(server.p.pid):8}")
         time.sleep(15)
         print(f"  15 s later                    puller {private_kb(puller.p.pid):8}   server {private_kb(server.p.pid):8}")
-        fleet = os.path.join(BUILD, "bench", "coordinator_bench")
-        if os.path.exists(fleet):
-            before = private_kb(puller.p.pid)
-            joined = Node([fleet, "--join", lab.url, "--key", lab.new_key(), "--nodes", "1000"], lab.mid)
-            try:
-                joined.event("joined")
-                time.sleep(5)
-                after = private_kb(puller.p.pid)
-                print(f"  with 1,000 more peers         puller {after:8}   = {(after - before) / 1000:.2f} KB a peer")
-            finally:
-                joined.stop()
         print(f"  conditions: {lab.conditions()}")
     with_lab(measure)
 
@@ -258,7 +247,7 @@ def coordinator():
     if not os.path.exists(fleet):
         print("\ncoordinator: not built")
         return
-    subprocess.run([fleet, "--porthole", PORTHOLE], check=True)
+    subprocess.run([fleet, PORTHOLE], check=True)
 
 
 def main():
