@@ -93,7 +93,12 @@ class Lab:
         else:
             self.listen = "127.0.0.1:0"
         self.processes = []
-        self.remote = Node([PORTHOLE, "remote", "run", "--statedir", self.dir + "/remote", "--listen", self.listen, "--stun-port", "0", "--json"], self.mid)
+        key, cert = self.dir + "/remote.key", self.dir + "/remote.pem"
+        run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", key, "-out", cert,
+             "-days", "30", "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:" + self.listen.rsplit(":", 1)[0]], stderr=subprocess.DEVNULL)
+        os.environ["SSL_CERT_FILE"] = cert  # for every node of this lab
+        self.remote = Node([PORTHOLE, "remote", "run", "--statedir", self.dir + "/remote", "--listen", self.listen, "--stun-port", "0",
+                            "--tls-cert", cert, "--tls-key", key, "--json"], self.mid)
         self.processes.append(self.remote)
         self.url = self.remote.event("ready")["url"]
         run([PORTHOLE, "remote", "account", "create", "bench", "--statedir", self.dir + "/remote", "--json"])
@@ -132,7 +137,7 @@ class Lab:
 
     def conditions(self):
         where = "veth between two namespaces" if self.netns else "loopback (not root)"
-        return f"{where}, {os.cpu_count()} cores, both nodes and both applications on them, plain-HTTP coordinator"
+        return f"{where}, {os.cpu_count()} cores, both nodes, both applications and the coordinator on them, coordinator and relay over TLS"
 
     def close(self):
         for p in reversed(self.processes):
@@ -173,11 +178,12 @@ def dataplane():
                             [(after[3] - before[3]) / (r["seconds"] * os.cpu_count()) * 100])
             m = [statistics.median(c) for c in zip(*rows)]
             print(f"  {'relayed' if relayed else 'direct':8} {m[0]:8.2f} {m[1]:10.2f} {m[2]:10.2f} {m[3] if relayed else 0:10.2f} {m[4]:8.1f} %")
+            if relayed:
+                print(f"  conditions: {lab.conditions()}; 2 GB direct, 0.5 GB relayed")
         if not relayed:
             print("\nData plane: one flow, SOCKS5 -> node -> UDP -> node -> exposed port (median of 5)")
             print(f"  {'path':8} {'Gbit/s':>8} {'puller':>10} {'server':>10} {'relay':>10} {'steal':>10}   (CPU seconds per GB)")
         with_lab(measure)
-    print("  " + "conditions: veth or loopback as root or not; reno on the benchmark's own sockets; 2 GB direct, 0.5 GB relayed")
 
 
 def startup():

@@ -31,7 +31,8 @@ constexpr Duration kRecoveryLimit = 90s;
 // TCP resends at most a minute apart; an answer or a reset follows.
 constexpr Duration kTransferLimit = 180s;
 constexpr Duration kFreshLimit = 60s;
-constexpr Duration kFirstByteLimit = 60s;
+// A reconnect of the control client and one of the relay client, each backed off to about ten seconds by the faults.
+constexpr Duration kFirstByteLimit = 30s;
 
 class RandomWorld {
  public:
