@@ -38,6 +38,7 @@ inline constexpr int kDataResendsMax = 15;
 inline constexpr Duration kMinGiveUp = 100s;          // RFC 9293 3.8.3, R2
 inline constexpr Duration kUnreachableGiveUp = 15min; // what 15 doubled resends take, too
 inline constexpr Duration kMinRtoVariance = 200ms;  // RTO is at least SRTT + this
+inline constexpr Duration kLossFreezeMax = 1s;        // no loss marks after a change of path: one round trip, at most this
 inline constexpr Duration kUnreachableRtoMax = 5s;  // while the path layer has no path
 inline constexpr Duration kOrphanLinger = 60s;      // closed by the app and no progress
 inline constexpr Duration kZeroWindowReset = 60s;   // closed window without a read, only under pressure

@@ -367,7 +367,7 @@ void TcpConnection::path_changed(Instant now, PathChange kind) {
     case PathChange::kRelayed:
       // Packets of the old path arrive late or early: no loss marks for one round trip of either, and time itself
       // must be learned again.
-      loss_freeze_until_ = now + std::max(srtt_, Duration(min_rtt_));
+      loss_freeze_until_ = now + std::min(std::max(srtt_, Duration(min_rtt_)), kLossFreezeMax);
       reordering_seen_ = true;
       min_rtt_time_ = Instant();
       break;

@@ -91,7 +91,9 @@ bool TcpConnection::handle_ack(Instant now, const wire::TcpSegment& segment, std
     highest_delivered_ = std::max(highest_delivered_, snd_una_);
   }
 
-  // Round trip times: the oldest for the timer, which must cover delayed answers; the newest for everything else.
+  // Round trip times: the oldest for the timer, which must cover delayed answers; the newest for everything else. An answer
+  // to a resend also covers what arrived long before, its own answers lost: no times from those (RFC 6298 3).
+  if (round.resent_delivered) round.rtt_oldest = round.rtt_newest = Duration::zero();
   if (round.rtt_oldest > Duration::zero()) {
     update_rtt(now, round.rtt_oldest);
   } else if (round.una_advanced && ts_on_ && segment.options.ts_echo != 0) {

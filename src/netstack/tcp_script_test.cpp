@@ -753,6 +753,23 @@ TEST(TcpScript, ThreeDuplicatesWithoutSack) {
   EXPECT_EQ(s.stack.info(id).timeouts, 0u);
 }
 
+TEST(TcpScript, ALateAnswerToAResendMeasuresNoOutage) {
+  Script s;
+  SocketId id = s.accept();
+  write(s, id, 4 * 1228);
+  while (s.next()) {}
+  s.now = s.now + 20ms;
+  s.send(kAck, 1, s.iss + 1, 0, 512);
+  // Everything arrived, no answer did. The head is resent for a minute; then one of its copies is answered at once.
+  for (Instant until = s.now + 60s; s.now < until;) s.wait(100ms);
+  while (s.next()) {}
+  while (!s.next()) s.wait(100ms);
+  ASSERT_GE(s.stack.info(id).timeouts, 5u);
+  s.send(kAck, 1, s.iss + 1 + 4 * 1228, 0, 512);
+  EXPECT_EQ(s.stack.info(id).in_flight, 0u);
+  EXPECT_LT(s.stack.info(id).srtt, 200ms);
+}
+
 TEST(TcpScript, SackStartsRecoveryOfTheHoleOnly) {
   Script s;
   SocketId id = s.accept();

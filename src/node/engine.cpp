@@ -1,8 +1,10 @@
 #include "node/engine.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "node/limits.h"
+#include "wg/spec_constants.h"
 #include "wire/tsmp.h"
 
 namespace porthole::node {
@@ -244,6 +246,11 @@ bool Engine::admit(const NodePublic&) { return false; }
 void Engine::transmit(wg::PeerId id, Bytes run, std::size_t segment_size) {
   Peer* peer = by_tunnel(id);
   if (!peer) return;
+  // An initiation to a peer of which nothing came for so long is WireGuard's own word that the path is dead.
+  if (run[0] == wg::kTypeInitiation && !peer->silent && peer->heard != Instant() && clock_.now - peer->heard > kSilence) {
+    peer->silent = true;
+    gone_silent_.push_back(id);
+  }
   paths::Route route = paths_->route(clock_.now, peer->path);
   if (route.udp) out_.send_udp(*route.udp, run, segment_size);
   if (route.relay_region) send_relayed(*route.relay_region, peer->key, run, segment_size);
@@ -283,6 +290,11 @@ void Engine::deliver(wg::PeerId id, std::span<const MutBytes> packets) {
 void Engine::authenticated(wg::PeerId id, const wg::Source& source) {
   Peer* peer = by_tunnel(id);
   if (!peer) return;
+  // Resends that backed off during an outage go out now, not when their timer says so. Changes nothing for others.
+  bool back = peer->silent || clock_.now - peer->heard > kPause;
+  peer->silent = false;
+  peer->heard = clock_.now;
+  if (back) path_changed(*peer, netstack::PathChange::kReachable);
   if (const Endpoint* e = std::get_if<Endpoint>(&source))
     paths_->note_authenticated(clock_.now, peer->key, *e);
   else
@@ -305,7 +317,7 @@ void Engine::session(wg::PeerId id, wg::SessionState state) {
       if (peer->restarted) {
         // Segments sent to its last life went nowhere: resend now instead of when TCP's timer says so.
         peer->restarted = false;
-        for (const IpAddress& a : peer->addresses) stack_->path_changed(clock_.now, a, netstack::PathChange::kReachable);
+        path_changed(*peer, netstack::PathChange::kReachable);
       }
       if (probes_.erase(peer->key) > 0) emit(PeerReadyEvent{peer->key});
       break;
@@ -316,6 +328,10 @@ void Engine::session(wg::PeerId id, wg::SessionState state) {
       set_blocked(*peer, false);
       break;
   }
+}
+
+void Engine::path_changed(const Peer& peer, netstack::PathChange kind) {
+  for (const IpAddress& a : peer.addresses) stack_->path_changed(clock_.now, a, kind);
 }
 
 void Engine::set_blocked(Peer& peer, bool blocked) {
@@ -391,6 +407,8 @@ void Engine::settle(Clock clock) {
   drain_control();
   drain_derp();
   drain_paths();
+  for (wg::PeerId id : std::exchange(gone_silent_, {}))
+    if (Peer* peer = by_tunnel(id); peer && peer->silent) path_changed(*peer, netstack::PathChange::kUnreachable);
   TunnelSink sink(*this);
   output_waits_ = stack_->produce(clock.now, sink);
   tunnel_->flush(clock);
@@ -647,11 +665,9 @@ void Engine::drain_paths() {
       if (direct || path->relay_region) {
         if (peer.direct != direct) {
           peer.direct = direct;
-          for (const IpAddress& a : peer.addresses) {
-            stack_->path_changed(clock_.now, a, direct ? netstack::PathChange::kDirect : netstack::PathChange::kRelayed);
-            // Confirmed by a pong: what an outage held up goes out now, not when a timer that backed off says so.
-            if (direct) stack_->path_changed(clock_.now, a, netstack::PathChange::kReachable);
-          }
+          path_changed(peer, direct ? netstack::PathChange::kDirect : netstack::PathChange::kRelayed);
+          // Confirmed by a pong: what an outage held up goes out now, not when a timer that backed off says so.
+          if (direct) path_changed(peer, netstack::PathChange::kReachable);
         }
         // What was sent while there was no way, or an opening one, is lost: do not wait for the timer.
         if (tunnel_->state(peer.tunnel) == wg::SessionState::kHandshaking) tunnel_->retry_handshake(clock_, peer.tunnel);
@@ -683,8 +699,7 @@ void Engine::drain_derp() {
       paths_->note_relay_connected(clock_.now, up->region, true);
       if (up->region == paths_->home_region()) relay_connected_ = true;
       for (auto& [id, peer] : peers_) {
-        if (peer.direct.value_or(false)) continue;
-        for (const IpAddress& a : peer.addresses) stack_->path_changed(clock_.now, a, netstack::PathChange::kReachable);
+        if (!peer.direct.value_or(false)) path_changed(peer, netstack::PathChange::kReachable);
       }
       check_running();
     } else if (auto* down = std::get_if<derp::Disconnected>(&*event)) {

@@ -170,6 +170,8 @@ class Engine final : private wg::Host, private derp::DerpHost {
     std::vector<IpAddress> addresses;
     bool restarted = false;             // what was in flight to it is lost
     bool blocked = false;               // the netstack was told that there is no session
+    bool silent = false;                // the netstack was told that there is no path
+    Instant heard;                      // newest authentic message
     std::optional<bool> direct;         // last path kind told to the netstack
   };
   // A handshake in its first seconds, when a lost initiation is repeated quickly.
@@ -196,6 +198,7 @@ class Engine final : private wg::Host, private derp::DerpHost {
   void handle_tsmp(const Peer& peer, Bytes packet);
   void send_own_disco_key(const Peer& peer);
   bool relay_full() const;               // a relay connection takes no more for now
+  void path_changed(const Peer& peer, netstack::PathChange kind);
   void set_blocked(Peer& peer, bool blocked);
 
   void drain_control();
@@ -229,6 +232,7 @@ class Engine final : private wg::Host, private derp::DerpHost {
   std::vector<Peer*> by_tunnel_;         // index: wg::PeerId
   std::map<NodePublic, ts2021::NodeId> by_key_;
   std::map<wg::PeerId, Hurry> hurry_;
+  std::vector<wg::PeerId> gone_silent_;  // to tell the netstack of, outside the tunnel's calls
   std::set<NodePublic> probes_;          // PeerReadyEvent wanted
   std::vector<MutBytes> accepted_;       // scratch of deliver()
   crypto::DiscoPrivate disco_;           // new at every start, never stored

@@ -16,6 +16,12 @@ constexpr StreamId kRelayStreamFirst = StreamId{1} << 40;
 constexpr Duration kHurryInterval = 250ms;
 constexpr Duration kHurryFor = 3s;
 
+// Nothing authentic from a peer for this long, and WireGuard starts a handshake: the path is taken for dead. WireGuard
+// itself starts one 15 s after data that nothing answered.
+constexpr Duration kSilence = 10s;
+// After a pause this long the next authentic message says that the path works (again).
+constexpr Duration kPause = 2s;
+
 // "Running" means that peers can reach us: through the home relay. Without an answer from it after this long, direct
 // paths may still work.
 constexpr Duration kRelayPatience = 3s;
