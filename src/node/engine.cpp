@@ -372,12 +372,16 @@ void Engine::send_own_disco_key(const Peer& peer) {
 // ---- time and output ----
 
 void Engine::handle_timeout(Clock clock) {
+  // Nobody ran this node when its time had come: the machine slept, and the world may have forgotten our connections.
+  Deadline due = next_timeout();
+  const bool slept = !due.is_never() && clock.now - due.latest > kSlept;
   clock_ = clock;
   control_->handle_timeout(clock);
   tunnel_->handle_timeout(clock);
   paths_->handle_timeout(clock.now);
   derp_->handle_timeout(clock.now);
   stack_->handle_timeout(clock.now);
+  if (slept) network_changed(clock);
   for (auto it = hurry_.begin(); it != hurry_.end();) {
     auto [id, hurry] = *it;
     if (clock.now >= hurry.until) {

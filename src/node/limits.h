@@ -22,6 +22,9 @@ constexpr Duration kSilence = 10s;
 // After a pause this long the next authentic message says that the path works (again).
 constexpr Duration kPause = 2s;
 
+// A timer that comes this late: the machine slept. Less, and connections are as they were.
+constexpr Duration kSlept = 10s;
+
 // "Running" means that peers can reach us: through the home relay. Without an answer from it after this long, direct
 // paths may still work.
 constexpr Duration kRelayPatience = 3s;

@@ -243,6 +243,20 @@ TEST(WgSession, SuspendDoesNotSendOnOldKeys) {
   EXPECT_EQ(p.b.delivered.size(), 2u);
 }
 
+TEST(WgSession, AfterALongSleepAHandshakeStartsAtOnce) {
+  Pair p;
+  p.establish();
+  const PeerId id = p.a.id_of(p.b);
+  p.a.tunnel->send(p.a.clock(), id, test::ip_packet(p.a.address, p.b.address, 99));   // unanswered: due in 15 s
+  Clock later{p.a.clock().now + 600s, p.a.clock().wall + 600s};
+  p.a.tunnel->handle_timeout(later);
+  EXPECT_EQ(p.a.tunnel->state(id), SessionState::kNone);
+  const auto before = p.a.count_sent(kTypeInitiation);
+  p.a.tunnel->start_handshake(later, id);
+  EXPECT_EQ(p.a.tunnel->state(id), SessionState::kHandshaking);
+  EXPECT_EQ(p.a.count_sent(kTypeInitiation), before + 1);
+}
+
 TEST(WgSession, EverythingIsWipedAfter540IdleSeconds) {
   Pair p;
   p.establish();

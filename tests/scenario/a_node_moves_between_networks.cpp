@@ -62,7 +62,7 @@ TEST(Scenario, ASleepingLaptopWakesUp) {
     auto after = laptop.transfer(server, 100'000, 100'000);
     ASSERT_IN(t, t.run_until_over({after}, 60s));
     EXPECT_IN(t, after->is_done());
-    EXPECT_LT(after->until_first_byte(), 10s) << t.report();
+    EXPECT_LT(after->until_first_byte(), 2s) << t.report();
     EXPECT_IN(t, t.run_until_running(60s));
   }
 }
