@@ -17,6 +17,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -46,6 +47,11 @@ def program(name, package=None):
     if not path:
         raise Skipped(f"{name} is not installed" + (f" (Debian package {package})" if package else ""))
     return path
+
+
+def in_folder(name):
+    """A fresh folder for a test's files; the caller removes it."""
+    return tempfile.mkdtemp(prefix=f"porthole-{name}-")
 
 
 def need_root():
