@@ -16,8 +16,9 @@ import shutil
 import struct
 import tempfile
 
+import headscale
 from interop import *
-from interop import Background, Net, in_folder
+from interop import PEERS, Background, Net, in_folder, peer
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 CLONE_NEWNET = 0x40000000
@@ -70,7 +71,8 @@ def receive_hashed(s, size=None):
 
 
 class Blobs:
-    """A local service. First line of a connection: 'UP' (bytes until the end, then we answer with their SHA-256), 'DOWN n'
+    """A local service. First line of a connection: 'UP n' (n bytes, then we answer with their SHA-256), 'SUM' (the
+    same, but the bytes end where the sender's side of the connection ends), 'DOWN n'
     (n bytes, then the end), 'ECHO' (everything comes back, and the end too), 'WHO' (our name), 'TICK seconds' (a line every 100 ms)."""
 
     def __init__(self, name, space, port=BLOBS):
@@ -108,8 +110,8 @@ class Blobs:
                     return
                 line += c
             word, *rest = line.decode().split()
-            if word == "UP":
-                digest, got = receive_hashed(s)
+            if word in ("UP", "SUM"):
+                digest, got = receive_hashed(s, int(rest[0]) if rest else None)
                 s.sendall(f"{digest} {got}\n".encode())
             elif word == "DOWN":
                 send_pattern(s, int(rest[0]))
@@ -183,7 +185,6 @@ class Member:
         s = self.connect(host, port, seconds)
         with s:
             s.sendall((line + "\n").encode())
-            s.shutdown(socket.SHUT_WR)
             out = b""
             while True:
                 block = s.recv(65536)
@@ -362,7 +363,7 @@ class Tsnet(Member):
 
 
 class Tailnet:
-    """The hub: 198.51.100.1 and 2001:db8:ff::1 on a dummy of its own; member n at 10.77.n.2 and 2001:db8:n::2."""
+    """The hub: 198.51.100.1 and 2001:db8:ff::1 ; member n at 10.77.n.2 and 2001:db8:n::2."""
 
     HUB, HUB6 = "198.51.100.1", "2001:db8:ff::1"
 
@@ -375,13 +376,12 @@ class Tailnet:
         try:
             self.dir = in_folder("tailnet")
             self.hub = self.lab.space("hub")
-            for argv in (("link", "add", "world", "type", "dummy"), ("addr", "add", self.HUB + "/32", "dev", "world"),
-                         ("addr", "add", self.HUB6 + "/128", "dev", "world", "nodad"), ("link", "set", "world", "up")):
-                sh("ip", "-n", self.hub, *argv)
+            sh("ip", "-n", self.hub, "addr", "add", self.HUB + "/32", "dev", "lo")
+            sh("ip", "-n", self.hub, "addr", "add", self.HUB6 + "/128", "dev", "lo", "nodad")
             sh(*Net.inside(self.hub, "sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1"))
             self.certificate()
             self.server = coordination(self.kind, self, **self.options)
-            self.url = self.server.url
+            self.url = self.server.url()
         except BaseException:
             self.__exit__()
             raise
@@ -461,9 +461,8 @@ def transfer(a, b, size, host=None, seconds=300):
     s.settimeout(seconds)
     with s:
         start = time.monotonic()
-        s.sendall(b"UP\n")
+        s.sendall(f"UP {size}\n".encode())
         digest = send_pattern(s, size)
-        s.shutdown(socket.SHUT_WR)
         answer = b""
         while not answer.endswith(b"\n"):
             block = s.recv(200)
@@ -508,14 +507,16 @@ class Porthole:
         if self.tls:
             argv += ["--tls-cert", self.net.cert, "--tls-key", self.net.key]
         if self.port:
-            argv += ["--public-url", self.url]
+            argv += ["--public-url", self.url()]
         else:
             with inside(self.net.hub):
                 self.port = free_port(address="::")
-            self.url = f"{'https' if self.tls else 'http'}://{self.net.HUB}:{self.port}"
             return self.start()
         self.p = Process(Net.inside(self.net.hub, *argv), self.net.dir, "remote")
         self.p.wait_event("ready")
+
+    def url(self):
+        return f"{'https' if self.tls else 'http'}://{self.net.HUB}:{self.port}"
 
     def command(self, *argv):
         out = sh(*Net.inside(self.net.hub, os.path.join(BUILD, "porthole"), "remote", *argv, "--statedir", self.dir, "--json"))
@@ -539,8 +540,44 @@ class Porthole:
             self.p.stop()
 
 
+class InHub(headscale.Headscale):
+    """Headscale with its own relay and STUN."""
+
+    def __init__(self, net, kind):
+        self.net = net
+        self.users_by_name = {}
+        super().__init__(net.path(kind), derp=True, tls=(net.cert, net.key), host=net.HUB, host6=net.HUB6, prefix=Net.inside(net.hub))
+        peer(kind)
+        os.environ["PORTHOLE_PEERS"] = PEERS
+        self.start(kind.removeprefix("headscale-"))
+        self.set_policy(headscale.ISOLATING_POLICY)
+
+    def choose_ports(self):
+        with inside(self.net.hub):
+            super().choose_ports()
+
+    def _request(self, *args, **kw):
+        with inside(self.net.hub):
+            return super()._request(*args, **kw)
+
+    def user(self, name):
+        if name not in self.users_by_name:
+            self.users_by_name[name] = self.create_user(name)
+        return self.users_by_name[name]
+
+    def new_key(self, user="home", *flags):
+        return self.preauth_key(self.user(user), reusable="--reusable" in flags, ephemeral="--ephemeral" in flags)
+
+    def node(self, name):
+        return next((n for n in self.nodes() if name in (n["givenName"], n["name"])), None)
+
+    def restart(self):
+        self.kill()
+        self.start()
+
+    def close(self):
+        self.kill()
+
+
 def coordination(kind, net, **options):
-    if kind == "porthole":
-        return Porthole(net, **options)
-    from headscale import HeadscaleInHub
-    return HeadscaleInHub(net, kind, **options)
+    return Porthole(net, **options) if kind == "porthole" else InHub(net, kind, **options)

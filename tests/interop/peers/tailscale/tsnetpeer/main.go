@@ -80,8 +80,11 @@ func main() {
 	udp := flag.Int("udp-echo", 0, "UDP port to echo on the tailnet addresses")
 	var expose list
 	flag.Var(&expose, "expose", "TAILNET_PORT=ADDR:PORT, repeatable")
+	var forward list
+	flag.Var(&forward, "forward", "HOST:PORT of the tailnet to offer on a free port of 127.0.0.1, repeatable")
 	flag.Parse()
 
+	log.SetFlags(log.LstdFlags | log.Lmicroseconds)
 	s := &tsnet.Server{Dir: *dir, ControlURL: *control, Hostname: *host, Ephemeral: *ephemeral, UserLogf: func(string, ...any) {}}
 	if *verbose {
 		s.Logf = log.Printf
@@ -147,6 +150,30 @@ func main() {
 				}
 			}()
 		}
+	}
+	for _, to := range forward {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			fail("forward", err)
+		}
+		emit("forward", map[string]any{"to": to, "address": l.Addr().String()})
+		go func() {
+			for {
+				c, err := l.Accept()
+				if err != nil {
+					return
+				}
+				go func() {
+					remote, err := s.Dial(context.Background(), "tcp", to)
+					if err != nil {
+						emit("notice", map[string]any{"message": err.Error()})
+						c.Close()
+						return
+					}
+					halves(c, remote)
+				}()
+			}
+		}()
 	}
 	address, credential, _, err := s.Loopback()
 	if err != nil {
