@@ -396,6 +396,39 @@ TEST_F(ControlClientTest, WarmStartAsksForEverythingAtOnce) {
   EXPECT_EQ(take<Registered>().size(), 1u);
 }
 
+TEST_F(ControlClientTest, TheMapOfTheLastRunHoldsUntilTheServerSendsItsOwn) {
+  start(config());
+  const std::string saved = client->saved_map();
+  const Netmap before = client->netmap();
+  ASSERT_FALSE(before.peers().empty());
+  auto fresh = [&](const crypto::NodePrivate& key, bool expect) {
+    ControlConfig c = config();
+    c.expect_registered = expect;
+    client = std::make_unique<ControlClient>(std::move(c), crypto::MachinePrivate::generate(rng), key.duplicate(), rng, Log::none());
+  };
+  const auto key = client->node_key().duplicate();
+  fresh(key, true);
+  ASSERT_TRUE(client->restore_map(clock, as_bytes(saved)));
+  EXPECT_EQ(client->netmap().peers(), before.peers());
+  EXPECT_EQ(client->netmap().self(), before.self());
+  EXPECT_EQ(client->netmap().filter_chunks(), before.filter_chunks());
+  EXPECT_EQ(client->netmap().relay_map(), before.relay_map());
+  EXPECT_EQ(client->netmap().users(), before.users());
+  EXPECT_EQ(client->netmap().dns(), before.dns());
+  EXPECT_EQ(client->netmap().domain(), before.domain());
+  EXPECT_EQ(client->saved_map(), saved);
+  // Not for another key, nor for a node that is not registered, nor when it is damaged.
+  fresh(crypto::NodePrivate::generate(rng), true);
+  EXPECT_FALSE(client->restore_map(clock, as_bytes(saved)));
+  fresh(key, false);
+  EXPECT_FALSE(client->restore_map(clock, as_bytes(saved)));
+  fresh(key, true);
+  for (std::size_t n : {std::size_t{0}, std::size_t{1}, saved.size() / 2, saved.size() - 1})
+    EXPECT_FALSE(client->restore_map(clock, as_bytes(saved).first(n)));
+  EXPECT_FALSE(client->netmap().has_map());
+  EXPECT_FALSE(client->poll_event());
+}
+
 TEST_F(ControlClientTest, WarmStartThatCameTooEarlyTriesAgainAfterRegistering) {
   ControlConfig c = config();
   c.cached_control_key = server_key.public_key();
@@ -766,6 +799,33 @@ TEST_F(ControlClientTest, DeletedNodeRegistersAgainThenReportsIt) {
   EXPECT_FALSE(client->netmap().has_map());
   advance(std::chrono::hours(1));
   EXPECT_EQ(map_refusals, 2 * kNotFoundMax);
+}
+
+// Headscale leaves the stream of a deleted node open and says nothing.
+TEST_F(ControlClientTest, ANodeThatWasDeletedInSilenceFindsOut) {
+  for (bool asked : {true, false}) {
+    SCOPED_TRACE(asked);
+    start(config());
+    advance(std::chrono::seconds(20));
+    const std::size_t count = lites.size();
+    map_status = lite_status = 404;
+    if (asked) {
+      client->check_membership(clock);
+      client->check_membership(clock);
+    }
+    for (int i = 0; i < 3; ++i) {
+      if (!asked) send_raw(R"({"KeepAlive":true})");
+      run();
+      advance(std::chrono::seconds(30));
+      if (maps.empty() || client->state() == ControlState::kLoggedOut) break;
+    }
+    EXPECT_EQ(lites.size(), count + 1);
+    EXPECT_EQ(client->state(), ControlState::kLoggedOut);
+    EXPECT_NE(state_error().find("removed"), std::string::npos);
+    map_status = lite_status = 200;
+    conns.clear();
+    maps.clear();
+  }
 }
 
 TEST_F(ControlClientTest, DeletedNodeWithoutAKeyIsAskedToLogIn) {
