@@ -234,7 +234,7 @@ class World : public ::testing::Test {
       auto parsed = ts2021::parse_map_request(request.body);
       ASSERT_TRUE(parsed.ok());
       if (map_status != 200) {
-        if (parsed->stream) ++map_refusals;
+        ++(parsed->stream ? map_refusals : lite_refusals);
         conn.h2->respond(request.stream, map_status, {}, as_bytes("node not found\n"));
         return;
       }
@@ -315,7 +315,7 @@ class World : public ::testing::Test {
   bool blackhole = false;
   bool early_payload = true;
   bool send_first_map = true;
-  int dials = 0, key_fetches = 0, sessions = 0, map_refusals = 0;
+  int dials = 0, key_fetches = 0, sessions = 0, map_refusals = 0, lite_refusals = 0;
   int register_status = 200, map_status = 200, lite_status = 200;
   ts2021::Headers register_headers;
   std::function<std::optional<Error>(const OpenStream&)> refuse_dial = [](const OpenStream&) { return std::nullopt; };
@@ -601,7 +601,8 @@ TEST_F(ControlClientTest, SilenceEndsInTheWatchdog) {
   EXPECT_EQ(client->state(), ControlState::kRunning);
   EXPECT_EQ(registers.size(), 1u);  // reconnecting needs no registration
   EXPECT_NE(notices().find("two minutes"), std::string::npos);
-  EXPECT_EQ(lites.size(), 2u);
+  // The start of each stream, and with nothing but keep-alives every other one of them is followed by a question.
+  EXPECT_EQ(lites.size(), 2u + 5u);
 }
 
 TEST_F(ControlClientTest, ADeadPathIsNoticedByPing) {
@@ -807,8 +808,8 @@ TEST_F(ControlClientTest, ANodeThatWasDeletedInSilenceFindsOut) {
     SCOPED_TRACE(asked);
     start(config());
     advance(std::chrono::seconds(20));
-    const std::size_t count = lites.size();
-    map_status = lite_status = 404;
+    map_status = 404;
+    lite_refusals = 0;
     if (asked) {
       client->check_membership(clock);
       client->check_membership(clock);
@@ -819,10 +820,10 @@ TEST_F(ControlClientTest, ANodeThatWasDeletedInSilenceFindsOut) {
       advance(std::chrono::seconds(30));
       if (maps.empty() || client->state() == ControlState::kLoggedOut) break;
     }
-    EXPECT_EQ(lites.size(), count + 1);
+    EXPECT_GE(lite_refusals, 1);
     EXPECT_EQ(client->state(), ControlState::kLoggedOut);
     EXPECT_NE(state_error().find("removed"), std::string::npos);
-    map_status = lite_status = 200;
+    map_status = 200;
     conns.clear();
     maps.clear();
   }
