@@ -343,6 +343,7 @@ class Tsnet(Member):
         self.ips = self.p.wait_event("running", seconds)["ips"]
         self.fqdn = self.p.log[0]["dns_name"].rstrip(".")
         proxy = self.p.wait_event("socks5")
+        self.forwards = [e for e in self.p.log if e["event"] == "forward"]
         host, port = proxy["address"].rsplit(":", 1)
         self.socks = (host, int(port), proxy["username"], proxy["password"])
 
