@@ -148,6 +148,11 @@ bool TcpConnection::handle_ack(Instant now, const wire::TcpSegment& segment, std
 void TcpConnection::deliver(AckRound& round, SentSegment& segment) {
   delivered_ += segment.size;
   delivered_time_ = round.now;
+  if (segment.has(SentSegment::kRestamped)) {
+    if (segment.end() < highest_delivered_) reordering_seen_ = true;
+    highest_delivered_ = std::max(highest_delivered_, segment.end());
+    return;
+  }
   Duration rtt = round.now - segment.sent;
   bool resent = segment.has(SentSegment::kResent);
   if (!resent) {
@@ -376,6 +381,7 @@ void TcpConnection::undo(Instant now) {
     lost_total_ -= std::min<std::uint64_t>(lost_total_, s.size);
     // Its place in time is now: judged again a round trip later.
     s.sent = now;
+    s.flags |= SentSegment::kRestamped;
     sent_.link_newest(id);
   }
   bool timeout = phase_ == Phase::kLoss;

@@ -93,6 +93,25 @@ TEST(TcpScenario, ReorderingIsLearned) {
   EXPECT_GE(share, 0.5);
 }
 
+// What a false alarm puts back into the network must not be timed: an answer that comes at once would look like a round
+// trip of nothing, and everything older than that like a loss.
+TEST(TcpScenario, FalseAlarmsMeasureNothing) {
+  World::Options o = link(400, 2ms);
+  for (LinkConfig* l : {&o.forward, &o.backward}) {
+    l->jitter = 8ms;
+    l->reorder = true;
+    l->queue_bytes = 4 << 20;
+  }
+  World w(o);
+  Transfer t(w, 8'000'000);
+  ASSERT_TRUE(w.run(60s, [&] { return t.eof; }));
+  EXPECT_FALSE(t.corrupt);
+  EXPECT_GT(w.a.counters().tcp_undone, 0u);
+  EXPECT_GE(w.a.info(t.client).min_rtt, 4ms);
+  EXPECT_LE(w.a.counters().tcp_resent, 400u);   // of 6,515 segments
+  EXPECT_LE(t.finished_at - t.connected_at, 2s);
+}
+
 TEST(TcpScenario, PathFlipsWithoutTimeout) {
   World::Options o = link(20, 40ms);
   o.forward.queue_bytes = o.backward.queue_bytes = 400'000;

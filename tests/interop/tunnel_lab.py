@@ -165,7 +165,7 @@ def both_ways(s, size, seed=1):
 def connections(space, *filters):
     """What `ss -ti` says, a dictionary for each connection."""
     out = []
-    lines = sh(*Net.inside(space, "ss", "-tinH", *filters)).splitlines()
+    lines = sh(*Net.inside(space, "ss", "-tinoH", *filters)).splitlines()
     for head, tail in zip(lines[::2], lines[1::2]):
         words = head.split()
         c = {"state": words[0], "local": words[3], "remote": words[4], "flags": set(tail.split())}
