@@ -35,7 +35,8 @@ class Stand:
         self.tool = Tool(self.space, self.folder.name, "netstack", "tun=tun0", "addresses=" + ",".join(OURS.values()), f"mtu={mtu}",
                          *(f"{k}={v}" for k, v in link.items()))
         ip = ["ip", "-n", self.space]
-        sh(*ip, "link", "set", "tun0", "mtu", tun_mtu, "up")
+        # The device drops what does not fit into its queue; no losses but those that are asked for.
+        sh(*ip, "link", "set", "tun0", "mtu", tun_mtu, "txqueuelen", 10000, "up")
         sh(*ip, "addr", "add", KERNEL[4] + "/24", "dev", "tun0")
         if tun_mtu >= 1280:
             sh(*ip, "addr", "add", KERNEL[6] + "/64", "dev", "tun0", "nodad")
@@ -212,6 +213,7 @@ def test_iperf3():
         k.listen(5201, "to", "127.0.0.1:5201")
         wait_for(lambda: k.run("ss", "-ltnH", "sport = :5201"), 10, "iperf3's listener")
         for family, flags in ((4, []), (4, ["-R"]), (6, ["-P", "4"]), (6, ["--bidir", "-P", "2"]), (4, ["-C", "cubic", "-P", "8", "-R"])):
+            wait_for(lambda: k.run("ss", "-ltnH", "sport = :5201"), 10, "iperf3's listener")   # it is away between tests
             out = json.loads(k.run(iperf, "-c", OURS[family], "-t", 2, "-J", *flags, seconds=40))
             check("error" not in out, f"iperf3 {flags}: {out.get('error')}")
             rate = out["end"]["sum_received"]["bits_per_second"] / 1e9
@@ -232,6 +234,7 @@ def test_iperf3_with_loss():
         k.listen(5201, "to", "127.0.0.1:5201")
         wait_for(lambda: k.run("ss", "-ltnH", "sport = :5201"), 10, "iperf3's listener")
         for family, flags in ((4, []), (6, ["-R"])):
+            wait_for(lambda: k.run("ss", "-ltnH", "sport = :5201"), 10, "iperf3's listener")
             out = json.loads(k.run(iperf, "-c", OURS[family], "-t", 4, "-i", 1, "-J", "-C", "cubic", *flags, seconds=60))
             check("error" not in out, f"iperf3 {flags}: {out.get('error')}")
             dead = [i["sum"]["start"] for i in out["intervals"] if i["sum"]["bytes"] == 0]
@@ -264,8 +267,7 @@ def test_socat_half_close():
         # We connect and half-close; socat's shell answers after the end of input.
         server = k.background("socat", socat, "-t", 60, f"TCP4-LISTEN:7200,bind={KERNEL[4]},reuseaddr", "SYSTEM:sha256sum")
         wait_for(lambda: k.run("ss", "-ltnH", "sport = :7200"), 10, "socat's listener")
-        k.tool.connect(KERNEL[4], 7200, "give", 2 * MIB)
-        done = k.tool.wait_event("done", 60)
+        done = k.tool.wait_event("done", 60, id=k.tool.connect(KERNEL[4], 7200, "give", 2 * MIB))
         want = hashlib.sha256((done["sent_sha256"] + "  -\n").encode()).hexdigest()
         check(done["received_sha256"] == want, "sha256sum behind socat saw other bytes")
         check(not server.alive() or wait_for(lambda: not server.alive(), 10, "socat's end"), "socat still runs")
@@ -357,7 +359,8 @@ def test_tiny_and_big_writes():
         s.close()
         s = k.dial(7002)
         size, digest, _ = receive_all(s)
-        done = k.tool.wait_event("done", 60, role="give")
+        s.close()
+        done = k.tool.wait_event("done", role="give")
         check(size == 3000 and digest == done["sent_sha256"], "single bytes of ours")
         big = os.urandom(64 * MIB)
         s = k.dial(7001)
@@ -446,33 +449,37 @@ def test_half_close():
             check(done["received_sha256"] == sent, "after our FIN")
             s.close()
         # The same pair of ports again and again: TIME-WAIT must not stand in the way, whoever holds it.
-        for closer in ("us", "kernel"):
+        for closer, port in (("us", 7002), ("kernel", 7001)):
             for i in range(20):
                 s = k.socket()
                 s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                s.bind((KERNEL[4], 45000 if closer == "us" else 45001 + i))
+                s.bind((KERNEL[4], 45000))
                 s.settimeout(3)
                 try:
-                    s.connect((OURS[4], 7002 if closer == "us" else 7001))
+                    s.connect((OURS[4], port))
                 except OSError as e:
                     raise Failed(f"connection {i} from the same port, {closer} close first: {e}; {k.tool.ask('counters')}")
+                id = k.tool.wait_event("accepted", match=lambda e: e["remote"].endswith(":45000"))["id"]
                 if closer == "us":
                     check(s.recv(1) == b"", "an end")
                     s.shutdown(socket.SHUT_WR)
-                    k.tool.wait_event("done")
                 else:
                     s.shutdown(socket.SHUT_WR)
                     receive_all(s)
                 s.close()
-        # We dial from one port of ours repeatedly.
+                k.tool.wait_event("done", id=id)
+                wait_for(lambda: not k.run("ss", "-tnH", "sport = :45000"), 5, "the kernel's end")
+                if closer == "kernel":
+                    break   # the kernel does not dial over its own TIME-WAIT
+        # We dial from one port of ours again and again; the kernel keeps TIME-WAIT.
         listener, port = k.serve()
-        for i in range(3):
-            id = k.tool.connect(KERNEL[4], port, "give", 1000, "local=46000")
+        for i in range(10):
+            id = k.tool.connect(KERNEL[4], port, "take", "local=46000")
             s = k.accept(listener)
-            check(receive_all(s)[0] == 1000, "1000 bytes")
+            sent = send_all(s, 1000)
+            check(receive_all(s)[2].decode().split()[1] == sent, "1000 bytes")
             s.close()
             k.tool.wait_event("done", id=id)
-            time.sleep(1.1)   # from then on the timestamps tell the old connection from the new one
 
 
 def test_many_connections():
@@ -541,7 +548,7 @@ def test_info_agrees_with_ss():
             check("wscale" not in theirs or theirs["wscale"].split(",")[0] == "8", "our window shift; " + where)
             want = 1280 - (20 if family == 4 else 40) - 20 - (12 if ours["timestamps"] else 0)
             check(ours["max_segment"] == want and int(theirs["mss"]) == want, f"segment size, {want} expected; " + where)
-            check(int(theirs["bytes_received"]) == 3 * MIB and ours["bytes_sent"] == 3 * MIB, "bytes there; " + where)
+            check(int(theirs["bytes_received"]) in (3 * MIB, 3 * MIB + 1) and ours["bytes_sent"] == 3 * MIB, "bytes there; " + where)
             check(int(theirs["bytes_acked"]) in (2 * MIB, 2 * MIB + 1) and ours["bytes_received"] == 2 * MIB, "bytes here; " + where)
             check(ours["bytes_acked"] == 3 * MIB, "bytes acknowledged; " + where)
             check(int(theirs.get("bytes_retrans", 0)) == 0 and ours["bytes_resent"] == 0, "resent without loss; " + where)
