@@ -38,7 +38,7 @@ class Stand:
 
     serial = 0
 
-    def __init__(self, family=4, psk=False, start=True, wire_mtu=1500, **tool):
+    def __init__(self, family=4, psk=False):
         need_tun()
         program("wireguard-go", "wireguard-go")
         program("wg", "wireguard-tools")
@@ -47,7 +47,7 @@ class Stand:
         self.net = Net()
         self.ours, self.theirs = self.net.space("ours"), self.net.space("theirs")
         a, b = (",".join(f"{OUTER[f][side]}/{24 if f == 4 else 64}" for f in (4, 6)) for side in (0, 1))
-        self.wires = self.net.link(self.ours, a, self.theirs, b, mtu=wire_mtu)
+        self.wires = self.net.link(self.ours, a, self.theirs, b)
         self.keys = {side: private_key("porthole interop " + side) for side in ("ours", "theirs")}
         self.public = {side: public_key(key) for side, key in self.keys.items()}
         self.psk = hashlib.sha256(b"porthole interop psk").digest() if psk else None
@@ -57,7 +57,7 @@ class Stand:
         words = [f"private={self.keys['ours'].hex()}", f"peer={self.public['theirs'].hex()}", f"port={PORT['ours']}",
                  f"endpoint={self.address('theirs')}", f"allowed={INNER[4][1]}/32,{INNER[6][1]}/128",
                  f"addresses={INNER[4][0]},{INNER[6][0]}"] + ([f"psk={self.psk.hex()}"] if psk else [])
-        self.tool = Tool(self.ours, self.folder.name, "engine", *words, *(f"{k}={v}" for k, v in tool.items()))
+        self.tool = Tool(self.ours, self.folder.name, "engine", *words)
 
     def address(self, side):
         host = OUTER[self.family][side == "theirs"]
@@ -134,8 +134,9 @@ class Stand:
         s.settimeout(STALL)
         return s
 
-    def they_dial(self, port=7000, family=4):
+    def they_dial(self, port=7000, family=4, seconds=STALL):
         s = self.socket(family)
+        s.settimeout(seconds)
         s.connect((INNER[family][0], port))
         return s
 
@@ -147,8 +148,7 @@ class Stand:
 
     def echo(self, seconds=STALL, port=7000, family=4):
         """One exchange started by their side."""
-        s = self.they_dial(port, family)
-        s.settimeout(seconds)
+        s = self.they_dial(port, family, seconds)
         s.sendall(b"anybody there?")
         check(s.recv(100) == b"anybody there?", "echo")
         s.close()
@@ -209,6 +209,54 @@ def test_handshake_in_both_roles():
                     for size in (0, 1, 1190, 1207, 1232):
                         w.tool.tell("ping", INNER[4][1], size)
                         w.tool.wait_event("pong", 5)
+
+
+def test_quick_repetitions():
+    """Initiations that we repeat before an answer came, all answered at once: the session works within a second, either way"""
+    slowest = 0
+    for first in ("theirs", "ours"):
+        for repeats in (1, 2, 3, 5):
+            with Stand() as w:
+                w.tool.ask("listen", 7000, "echo", answer="listening")
+                listener, port = w.they_serve()
+                w.tool.tell("\n".join(["handshake"] + ["doze 30\nretry"] * repeats))
+                for _ in range(repeats + 1):
+                    w.tool.wait_event("wireguard")
+                start = time.monotonic()
+                if first == "theirs":
+                    w.echo(10)
+                else:
+                    w.tool.connect(INNER[4][1], port, "give", 100)
+                    s = Later(listener.accept).result(15)[0]
+                    check(receive_all(s)[0] == 100, "100 bytes")
+                    s.close()
+                slowest = max(slowest, time.monotonic() - start)
+                n = w.ours_now()
+                check(n["initiations_sent"] == repeats + 1 and n["bad_tag"] == 0 and n["bad_handshake"] == 0, f"{n}")
+    check(slowest < 1.5, f"{slowest:.1f} s")
+    return f"slowest {slowest:.2f} s"
+
+
+def test_inner_packets():
+    """Packets larger than our MTU come in; a source outside the allowed addresses is dropped by either side"""
+    ping = program("ping", "iputils-ping")
+    with Stand() as w:
+        sh("ip", "-n", w.theirs, "link", "set", w.device, "mtu", 1420)
+        inside_theirs = lambda *argv: sh(*Net.inside(w.theirs, *argv), status=None, seconds=20)
+        for family, size in ((4, 56), (4, 1392), (6, 1372), (4, 5000), (6, 5000)):
+            out = inside_theirs(ping, "-c", 3, "-i", "0.05", "-W", 3, "-s", size, INNER[family][0])
+            check(" 0% packet loss" in out, f"ping -s {size}: {out[-300:]}; {w.ours_now()}; {w.tool.ask('counters')}")
+        sh("ip", "-n", w.theirs, "addr", "add", "10.99.0.77/24", "dev", w.device)
+        n = w.ours_now()
+        out = inside_theirs(ping, "-c", 2, "-i", "0.05", "-W", 1, "-I", "10.99.0.77", INNER[4][0])
+        m = w.ours_now()
+        check("100% packet loss" in out and m["disallowed"] == n["disallowed"] + 2 and m["rx_packets"] == n["rx_packets"], f"{n} {m} {out[-200:]}")
+        # Theirs: our address is no longer allowed.
+        w.set_peer("allowed-ips", "10.99.0.99/32")
+        packets = w.to_their_kernel()
+        w.tool.tell("ping", INNER[4][1], 56)
+        time.sleep(0.5)
+        check(w.to_their_kernel() == packets, "wireguard-go took a packet from an address that is not allowed")
 
 
 def test_wrong_keys_stay_silent():
@@ -273,7 +321,7 @@ def test_new_sessions_under_traffic():
 
 
 def test_simultaneous_initiation():
-    """Both sides start at the same moment, ten times: a session within a few seconds each time"""
+    """Both sides start at the same moment, five times: a session within a few seconds each time"""
     slowest = 0
     for i in range(5):
         with Stand() as w:
@@ -359,10 +407,9 @@ def test_roaming():
         w.set("listen-port", 51999)
         tick("their new port")
         check(w.ours_now()["remote"].endswith(":51999"), f"we send to {w.ours_now()['remote']}")
-        # Their address.
-        sh("ip", "-n", w.theirs, "addr", "del", "10.88.0.2/24", "dev", w.wires[1])
-        if "10.88.0.4" not in sh("ip", "-n", w.theirs, "addr"):
-            sh("ip", "-n", w.theirs, "addr", "add", "10.88.0.4/24", "dev", w.wires[1])
+        # Their address. wireguard-go keeps the source it has used until it is told the endpoint anew.
+        sh("ip", "-n", w.theirs, "route", "replace", "10.88.0.0/24", "dev", w.wires[1], "src", "10.88.0.4")
+        w.set_peer("endpoint", "10.88.0.3:40003")
         tick("their new address")
         check(w.ours_now()["remote"] == "10.88.0.4:51999", f"we send to {w.ours_now()['remote']}")
         # To IPv6 and on.
@@ -472,7 +519,24 @@ def test_cookies_of_theirs():
         check(n["initiations_sent"] >= 2, f"{n}")
         w.tool.tell("ping", INNER[4][1], 100)
         w.tool.wait_event("pong", 5)
-    return f"a session under load after {took:.1f} s and {n['initiations_sent']} initiations"
+        sent = n["initiations_sent"]
+    # They initiate, and refuse our response for the lack of a cookie: it has one the next time.
+    with Stand() as w:
+        w.tool.ask("listen", 7000, "echo", answer="listening")
+        sh("ip", "-n", w.ours, "addr", "add", "10.88.0.66/24", "dev", w.wires[0])
+        stop = threading.Event()
+        attacker = Later(flood, w.ours, (OUTER[4][1], PORT["theirs"]), w.public["theirs"], stop, 1500, 0.15, "10.88.0.66")
+        try:
+            time.sleep(1)
+            start = time.monotonic()
+            w.echo(25)
+            other = time.monotonic() - start
+        finally:
+            stop.set()
+            attacker.result(10)
+        n = w.ours_now()
+        check(n["cookies_received"] >= 1 and n["initiations_accepted"] >= 2 and n["handshakes"] >= 1, f"{n}")
+    return f"under load: a session by us after {took:.1f} s ({sent} initiations), by them after {other:.1f} s"
 
 
 def test_cookies_of_ours():
@@ -499,7 +563,24 @@ def test_cookies_of_ours():
         check(n["initiations_accepted"] == 1 and n["handshakes"] == 1, f"{n}")
         check("Received cookie" in w.go.log(10_000_000) or took > 4, "wireguard-go was not asked for a cookie")
         check(n["cookie_replies_sent"] == n["under_load"], f"{n}")
-    return f"a session under load after {took:.1f} s; {n['under_load']} forged initiations refused"
+        refused = n["under_load"]
+    # We initiate, and refuse their response for the lack of a cookie.
+    with Stand() as w:
+        sh("ip", "-n", w.theirs, "addr", "add", "10.88.0.66/24", "dev", w.wires[1])
+        stop = threading.Event()
+        attacker = Later(flood, w.theirs, (OUTER[4][0], PORT["ours"]), w.public["ours"], stop, 600, 0.02, "10.88.0.66")
+        try:
+            wait_for(lambda: w.ours_now()["under_load"] > 0, 10, "our engine is under load")
+            start = time.monotonic()
+            w.tool.ask("handshake", answer="wireguard")
+            wait_for(lambda: w.ours_now()["handshakes"] >= 1, 25, "a session of ours under load")
+            other = time.monotonic() - start
+        finally:
+            stop.set()
+            attacker.result(10)
+        w.tool.tell("ping", INNER[4][1], 100)
+        w.tool.wait_event("pong", 5)
+    return f"under load: a session by them after {took:.1f} s, by us after {other:.1f} s; {refused} forged initiations refused"
 
 
 # ---- bulk

@@ -14,8 +14,9 @@
 //   udp PORT                       echoes datagrams
 //   ping ADDRESS SIZE
 //   pause|resume|fin|close|abort ID
-//   info [ID]      connections      counters      link loss=... (as above)
-//   handshake | reset | rebind | again in|out TYPE | keepalive SECONDS | wireguard         WireGuard
+//   doze MS                        nothing happens for so long
+//   info [ID]      counters      link loss=... (as above)
+//   handshake | retry | reset | rebind | again in|out TYPE | keepalive SECONDS | wireguard         WireGuard
 //   quit
 #include <fcntl.h>
 #include <linux/if_tun.h>
@@ -237,6 +238,8 @@ class WireGuardCarrier final : public Carrier, public PacketSink, public wg::Hos
     const std::string verb = c.word(0);
     if (verb == "handshake") {
       tunnel_.start_handshake(clock, peer_);
+    } else if (verb == "retry") {
+      tunnel_.retry_handshake(clock, peer_);
     } else if (verb == "reset") {
       tunnel_.reset_session(clock, peer_);
       tunnel_.start_handshake(clock, peer_);
@@ -431,6 +434,9 @@ class Tool final : public runtime::FdHandler {
     const std::string verb = c.word(0);
     if (verb == "quit") {
       quit_ = true;
+    } else if (verb == "doze") {
+      ::usleep(static_cast<useconds_t>(c.number(1) * 1000));
+      clock_ = runtime::clock_now();
     } else if (verb == "listen") {
       auto id = stack_.listen(clock_.now, std::nullopt, static_cast<std::uint16_t>(c.number(1)), 1024);
       if (!id) return fail(id.error());
