@@ -45,6 +45,7 @@ inline constexpr Duration kZeroWindowReset = 60s;   // closed window without a r
 
 // Acknowledgments.
 inline constexpr Duration kDelayedAck = 25ms;
+inline constexpr Duration kFinAckDelay = 40ms;   // Linux answers a FIN that late when nothing else is due; most others at once
 inline constexpr int kQuickAcks = 16;
 inline constexpr std::size_t kSegmentsPerAckMax = 16;   // a longer stretch starves a peer that counts ACKs
 inline constexpr std::size_t kDuplicateAcksPerEpisode = 8;  // three bare ones make any sender resend; eight survive loss

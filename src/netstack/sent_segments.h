@@ -22,6 +22,7 @@ struct SentSegment {
     kAppLimited = 8,    // the application had no more when this was sent
     kFin = 16,
     kInNetwork = 32,    // member of the transmission list
+    kRestamped = 64,    // back in the network after a false alarm: `sent` only gives it a place, it measures nothing
   };
   std::uint64_t sequence = 0;
   std::uint32_t size = 0;        // sequence space, FIN included

@@ -458,7 +458,7 @@ TcpInfo TcpConnection::info(Instant now) const {
   out.receive_buffer = receive_buffer_;
   out.bytes_sent = bytes_sent_;
   out.bytes_resent = bytes_resent_;
-  out.bytes_acked = snd_una_ - std::min(snd_una_, iss_ + 1);
+  out.bytes_acked = std::min(snd_una_, write_end_) - std::min(snd_una_, iss_ + 1);   // data: the FIN is no byte
   out.bytes_received = bytes_received_;
   out.segments_sent = segments_sent_;
   out.segments_resent = segments_resent_;

@@ -263,6 +263,7 @@ bool TcpConnection::resend(Instant now, PacketSink& sink, SentSegments::Id id) {
   }
   if (segment.has(SentSegment::kInNetwork)) sent_.unlink(id);
   note_sent(now, segment);
+  segment.flags &= static_cast<std::uint8_t>(~SentSegment::kRestamped);
   segment.flags |= SentSegment::kResent;
   sent_.link_newest(id);
   segment.in_flight = static_cast<std::uint32_t>(std::min<std::uint64_t>(pipe(), 0xffffffffu));

@@ -41,6 +41,7 @@ bool TcpConnection::handle_ack(Instant now, const wire::TcpSegment& segment, std
     }
   }
   if (sent_.empty()) {
+    if (ack == tail_probe_end_) tail_probe_end_ = 0;   // once more: both transmissions of the probe arrived
     if (window_changed || recovery_timer_ == RecoveryTimer::kNone) {
       if (write_end_ > snd_nxt_ || (fin_queued_ && !fin_sent_)) host_.want_send(*this);
     }
@@ -148,6 +149,11 @@ bool TcpConnection::handle_ack(Instant now, const wire::TcpSegment& segment, std
 void TcpConnection::deliver(AckRound& round, SentSegment& segment) {
   delivered_ += segment.size;
   delivered_time_ = round.now;
+  if (segment.has(SentSegment::kRestamped)) {
+    if (segment.end() < highest_delivered_) reordering_seen_ = true;
+    highest_delivered_ = std::max(highest_delivered_, segment.end());
+    return;
+  }
   Duration rtt = round.now - segment.sent;
   bool resent = segment.has(SentSegment::kResent);
   if (!resent) {
@@ -324,13 +330,16 @@ void TcpConnection::without_sack(AckRound& round, const wire::TcpSegment& segmen
 
 void TcpConnection::handle_tail_probe_ack(AckRound& round, std::uint64_t ack, const wire::TcpSegment& segment) {
   if (tail_probe_end_ == 0 || ack < tail_probe_end_) return;
+  // Without timestamps this may answer either transmission: the DSACK for the second, or the first acknowledgment of
+  // something newer without one, will tell.
+  if (tail_probe_resent_ && !ts_on_ && !round.duplicate_reported && ack == tail_probe_end_) return;
   bool original = !tail_probe_resent_ || round.duplicate_reported ||
                   (ts_on_ && segment.options.has_timestamps &&
                    static_cast<std::int32_t>(segment.options.ts_echo - tail_probe_ts_) < 0);
   if (!original) {
     // The probe repaired a loss nobody would otherwise hear of: slow down once.
     if (phase_ == Phase::kOpen) {
-      cc_->on_enter_recovery(round.now, round.prior_pipe);
+      cc_->on_enter_recovery(round.now, std::max(round.prior_pipe, max_flight_));
       cc_->on_exit_recovery(round.now);
       ++recoveries_;
       ++host_.counters.tcp_recoveries;
@@ -376,6 +385,7 @@ void TcpConnection::undo(Instant now) {
     lost_total_ -= std::min<std::uint64_t>(lost_total_, s.size);
     // Its place in time is now: judged again a round trip later.
     s.sent = now;
+    s.flags |= SentSegment::kRestamped;
     sent_.link_newest(id);
   }
   bool timeout = phase_ == Phase::kLoss;
@@ -401,7 +411,9 @@ void TcpConnection::enter_recovery(Instant now, std::uint64_t prior_pipe) {
   prr_delivered_ = prr_out_ = 0;
   prr_flight_ = std::max<std::uint64_t>(prior_pipe, segment_);
   prr_window_ = pipe() + segment_;
-  cc_->on_enter_recovery(now, prior_pipe);
+  // What is reduced is what the path carried in this round trip: at the end of an answer, when the loss is noticed, little
+  // is in flight, and that says nothing about the path (RFC 7661 4.4.1).
+  cc_->on_enter_recovery(now, std::max(prior_pipe, max_flight_));
   ++recoveries_;
   ++host_.counters.tcp_recoveries;
 }
@@ -560,8 +572,9 @@ void TcpConnection::arm_recovery_timer(Instant now) {
                         tail_probe_end_ == 0 && !tail_probe_due_ && backoff_ == 0 && snd_wnd_ > 0;
   if (probe_possible) {
     Duration pto = srtt_ == Duration::zero() ? Duration(1s) : 2 * srtt_;
-    // A lone segment may meet a delayed acknowledgment; a FIN is always answered at once.
-    if (sent_.size() == 1 && !head.has(SentSegment::kFin)) pto += kTlpMaxAckDelay;
+    // A lone segment may meet a delayed acknowledgment, a FIN only a short one.
+    if (sent_.size() == 1 && head.has(SentSegment::kFin)) pto = std::max(pto, srtt_ + kFinAckDelay);
+    else if (sent_.size() == 1) pto += kTlpMaxAckDelay;
     pto = std::max(pto, Duration(2ms));
     recovery_timer_ = RecoveryTimer::kTailProbe;
     recovery_deadline_ = std::min(now + pto, rto_at);

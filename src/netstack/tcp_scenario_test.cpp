@@ -55,6 +55,50 @@ TEST(TcpScenario, LastSegmentLostIsRepairedByAProbe) {
   EXPECT_LE(t.finished_at - sent_last, 4 * srtt);
 }
 
+// A film is answers with pauses. A loss at the end of one finds little in flight, which says nothing about the path.
+TEST(TcpScenario, ALossAtTheEndOfAnAnswerKeepsTheWindow) {
+  World w(link(50, 25ms));
+  SocketId listener = *w.b.listen(w.now, std::nullopt, 80), server = 0, client = *w.a.connect(w.now, Endpoint{kB4, 80});
+  const ByteVector block(65536);
+  std::uint64_t left = 0, received = 0;
+  auto write = [&] {
+    while (left > 0) {
+      std::size_t n = w.a.write(w.now, client, Bytes(block).first(std::min<std::size_t>(left, block.size())));
+      left -= n;
+      if (n == 0) break;
+    }
+  };
+  w.on_a = [&](const SocketEvent&) { write(); };
+  w.on_b = [&](const SocketEvent&) {
+    if (auto id = w.b.accept(listener)) server = *id;
+    received += w.b.readable(server);
+    w.b.consume(w.now, server, w.b.readable(server));
+  };
+  ASSERT_TRUE(w.run(1s, [&] { return server != 0; }));
+  std::uint64_t cwnd = 0;
+  constexpr std::uint64_t kAnswer = 1'000'000;
+  for (int i = 1; i <= 6; ++i) {
+    left = kAnswer;
+    std::uint64_t written = 0;
+    bool dropped = false;
+    w.ab.drop = [&](Instant, const ByteVector& packet) {
+      auto seen = decode_tcp(packet);
+      if (i < 6 || dropped || !seen || seen->tcp.data.empty()) return false;
+      written += seen->tcp.data.size();
+      if (written < kAnswer) return false;
+      cwnd = w.a.info(client).cwnd;
+      return dropped = true;
+    };
+    write();
+    ASSERT_TRUE(w.run(5s, [&] { return received == static_cast<std::uint64_t>(i) * kAnswer; }));
+    w.run(100ms);
+  }
+  EXPECT_GT(w.a.counters().tcp_tail_probes, 0u);
+  EXPECT_EQ(w.a.counters().tcp_timeouts, 0u);
+  EXPECT_LT(w.a.info(client).cwnd, cwnd);
+  EXPECT_GE(w.a.info(client).cwnd, cwnd / 2) << cwnd;
+}
+
 TEST(TcpScenario, LostResendIsFoundWithoutTimeout) {
   World w(link(50, 25ms));
   Transfer t(w, 1'000'000);
@@ -91,6 +135,25 @@ TEST(TcpScenario, ReorderingIsLearned) {
   EXPECT_LE(w.a.counters().tcp_recoveries, w.a.counters().tcp_undone + 2);
   double share = 5e6 * 8 / 20e6 / std::chrono::duration<double>(t.finished_at - t.connected_at).count();
   EXPECT_GE(share, 0.5);
+}
+
+// What a false alarm puts back into the network must not be timed: an answer that comes at once would look like a round
+// trip of nothing, and everything older than that like a loss.
+TEST(TcpScenario, FalseAlarmsMeasureNothing) {
+  World::Options o = link(400, 2ms);
+  for (LinkConfig* l : {&o.forward, &o.backward}) {
+    l->jitter = 8ms;
+    l->reorder = true;
+    l->queue_bytes = 4 << 20;
+  }
+  World w(o);
+  Transfer t(w, 8'000'000);
+  ASSERT_TRUE(w.run(60s, [&] { return t.eof; }));
+  EXPECT_FALSE(t.corrupt);
+  EXPECT_GT(w.a.counters().tcp_undone, 0u);
+  EXPECT_GE(w.a.info(t.client).min_rtt, 4ms);
+  EXPECT_LE(w.a.counters().tcp_resent, 400u);   // of 6,515 segments
+  EXPECT_LE(t.finished_at - t.connected_at, 2s);
 }
 
 TEST(TcpScenario, PathFlipsWithoutTimeout) {

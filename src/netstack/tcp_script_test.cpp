@@ -696,6 +696,41 @@ TEST(TcpScript, TailProbeThenTimeout) {
   EXPECT_EQ(s.stack.info(id).cwnd, 1228u);
 }
 
+// RFC 8985 7.4.2. Without timestamps the answer to a resent probe may be the late answer to the original.
+TEST(TcpScript, ASuperfluousTailProbeIsNoLoss) {
+  for (bool repaired : {false, true}) {
+    Script s;
+    s.ts = false;
+    SocketId id = s.accept();
+    write(s, id, 5000);
+    while (s.next()) {}
+    s.wait(100ms);
+    ASSERT_EQ(s.stack.info(id).tail_probes, 1u);
+    while (s.next()) {}
+    const std::uint32_t end = s.iss + 1 + 5000;
+    s.send(kAck, 1, end, 0, 512);
+    EXPECT_EQ(s.stack.info(id).recoveries, 0u);
+    if (!repaired) s.send_sack(1, end, {{end - 40, end}}, 512);   // DSACK: the probe was a second copy
+    write(s, id, 1000);
+    while (s.next()) {}
+    s.send(kAck, 1, end + 1000, 0, 512);
+    EXPECT_EQ(s.stack.info(id).recoveries, repaired ? 1u : 0u);
+  }
+}
+
+// Linux delays even the answer to a FIN.
+TEST(TcpScript, ALoneFinMayBeAnsweredLate) {
+  Script s;
+  SocketId id = s.accept();
+  s.stack.shutdown_write(s.now, id);
+  s.collect();
+  while (s.next()) {}
+  s.wait(39ms);
+  EXPECT_EQ(s.stack.info(id).tail_probes, 0u);
+  s.wait(20ms);
+  EXPECT_EQ(s.stack.info(id).tail_probes, 1u);
+}
+
 TEST(TcpScript, DataResendsGiveUp) {
   Script s;
   SocketId id = s.accept();
