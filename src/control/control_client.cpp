@@ -998,7 +998,11 @@ bool ControlClient::restore_map(Clock clock, Bytes saved) {
 void ControlClient::check_membership(Clock clock) { impl_->check_membership(clock, kMembershipAskMin); }
 
 std::string ControlClient::saved_map() const {
-  return impl_->netmap.has_map() ? ts2021::encode_map_response(impl_->netmap.snapshot()) : std::string();
+  if (!impl_->netmap.has_map()) return {};
+  ts2021::MapResponse map = impl_->netmap.snapshot();
+  // Where peers look for us is what we announced; servers need not tell us.
+  if (impl_->net_info && impl_->net_info->preferred_derp != 0) map.node->home_derp = impl_->net_info->preferred_derp;
+  return ts2021::encode_map_response(map);
 }
 
 void ControlClient::network_changed(Clock clock) {

@@ -667,6 +667,10 @@ void Stack::Impl::path_changed(Instant now, const IpAddress& address, PathChange
   }
 }
 
+void Stack::Impl::set_round_trip(const IpAddress& address, Duration rtt) {
+  if (Peer* peer = peer_for(address)) peer->round_trip = rtt;
+}
+
 void Stack::Impl::tunnel_blocked(Instant now, const IpAddress& address, bool blocked) {
   now_seen = now;
   Peer* peer = peer_for(address);
@@ -811,6 +815,8 @@ const Counters& Stack::counters() const { return impl_->counters; }
 MemoryUse Stack::memory() const { return impl_->memory(); }
 void Stack::path_changed(Instant now, const IpAddress& peer, PathChange kind) { impl_->path_changed(now, peer, kind); }
 void Stack::peer_removed(Instant now, const IpAddress& peer) { impl_->peer_removed(now, peer); }
+void Stack::set_round_trip(const IpAddress& peer, Duration rtt) { impl_->set_round_trip(peer, rtt); }
+std::vector<IpAddress> Stack::take_unanswered() { return std::exchange(impl_->unanswered, {}); }
 void Stack::tunnel_blocked(Instant now, const IpAddress& peer, bool blocked) {
   impl_->tunnel_blocked(now, peer, blocked);
 }

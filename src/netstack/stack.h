@@ -225,6 +225,12 @@ class Stack {
   // copy of each segment. The first packets must still go to the tunnel, so block only once it has one staged.
   void tunnel_blocked(Instant now, const IpAddress& peer, bool blocked);
 
+  // The peer took this long to answer a moment ago, in the tunnel's handshake: connections being opened to it resend their
+  // SYN after three times that (within kSynRtoMin and the usual second).
+  void set_round_trip(const IpAddress& peer, Duration rtt);
+  // Peers to which something was resent since the last call because no answer came in time.
+  std::vector<IpAddress> take_unanswered();
+
   // The peer is no longer part of the tailnet: its connections are reset here and now, without a word to it.
   void peer_removed(Instant now, const IpAddress& peer);
 

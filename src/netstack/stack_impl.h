@@ -48,6 +48,7 @@ class Stack::Impl final : public TcpHost {
   std::optional<SocketEvent> poll_event();
   MemoryUse memory() const;
   void path_changed(Instant now, const IpAddress& peer, PathChange kind);
+  void set_round_trip(const IpAddress& peer, Duration rtt);
   void tunnel_blocked(Instant now, const IpAddress& peer, bool blocked);
   void peer_removed(Instant now, const IpAddress& peer);
   void check_invariants() const;

@@ -17,6 +17,7 @@ TcpConnection::TcpConnection(TcpHost& host, Peer& peer, SocketId id, Instant now
   iss_ = first_sequence(iss);
   init_common(now);
   state_ = TcpState::kSynSent;
+  expect_round_trip();
   syn_due_ = true;
   update_life_timer(now);
   host_.want_send(*this);
@@ -358,6 +359,12 @@ void TcpConnection::handle_life_timer(Instant now) {
   update_life_timer(now);
 }
 
+// RFC 6298's second is for a round trip that nobody knows.
+void TcpConnection::expect_round_trip() {
+  if (state_ == TcpState::kSynSent && srtt_ == Duration::zero() && peer_.round_trip > Duration::zero())
+    base_rto_ = std::clamp(3 * peer_.round_trip, kSynRtoMin, kInitialRto);
+}
+
 // ---- from the path layer
 
 void TcpConnection::path_changed(Instant now, PathChange kind) {
@@ -389,6 +396,7 @@ void TcpConnection::path_changed(Instant now, PathChange kind) {
 
 void TcpConnection::tunnel_unblocked(Instant now) {
   if (finished()) return;
+  expect_round_trip();
   if (state_ == TcpState::kSynSent || state_ == TcpState::kSynReceived || snd_una_ < snd_nxt_)
     recovery_deadline_ = now + rto();
   next_send_ = std::max(next_send_, now);

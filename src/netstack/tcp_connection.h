@@ -9,6 +9,7 @@
 // a sink. Sequence numbers are 64 bits wide inside (flow.h).
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -41,6 +42,7 @@ struct Peer {
   bool blocked = false;                  // the tunnel has no session
   bool relayed = false;
   bool unreachable = false;
+  Duration round_trip{};                 // of the tunnel's last handshake; zero: unknown
   int path_mtu = 0;                      // 0: nothing learned
   Instant path_mtu_until;
   RateLimit resets{kResetPeerRate, kResetPeerBurst};
@@ -69,11 +71,16 @@ class TcpHost {
   Rng& rng;
   ChunkPool pool;
   Counters counters;
+  std::vector<IpAddress> unanswered;    // see Stack::take_unanswered()
 
   virtual void raise(TcpConnection& connection, SocketEventKind kind) = 0;
   virtual void want_ack(TcpConnection& connection) = 0;
   virtual void want_send(TcpConnection& connection) = 0;
   virtual void send_control(const ControlSegment& segment) = 0;
+  void unanswered_by(const Peer& peer) {
+    if (unanswered.size() < kUnansweredMax && std::find(unanswered.begin(), unanswered.end(), peer.address) == unanswered.end())
+      unanswered.push_back(peer.address);
+  }
   void drop(Drop reason) { ++counters.drops[static_cast<std::size_t>(reason)]; }
 
  protected:
@@ -208,6 +215,7 @@ class TcpConnection {
   };
 
   // tcp_connection.cpp
+  void expect_round_trip();
   void init_common(Instant now);
   void established(Instant now);
   void enter(TcpState state) { state_ = state; }

@@ -596,9 +596,14 @@ void TcpConnection::handle_recovery_timer(Instant now) {
       fail(ErrorCode::kTimeout);
       return;
     }
-    ++syn_resends_;
+    host_.unanswered_by(peer_);
+    if (base_rto_ < kInitialRto) {
+      base_rto_ = kInitialRto;   // the quick one came on top of the usual ones
+    } else {
+      ++syn_resends_;
+      ++backoff_;
+    }
     syn_resent_ = true;
-    ++backoff_;
     syn_due_ = true;
     recovery_timer_ = RecoveryTimer::kRto;
     recovery_deadline_ = now + rto();
@@ -672,6 +677,7 @@ void TcpConnection::handle_rto(Instant now) {
   }
   ++timeouts_;
   ++host_.counters.tcp_timeouts;
+  host_.unanswered_by(peer_);
   tail_probe_due_ = false;
   tail_probe_end_ = 0;
   std::uint64_t prior_pipe = pipe();

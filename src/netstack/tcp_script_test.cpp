@@ -788,6 +788,30 @@ TEST(TcpScript, ThreeDuplicatesWithoutSack) {
   EXPECT_EQ(s.stack.info(id).timeouts, 0u);
 }
 
+TEST(TcpScript, AKnownRoundTripMakesTheFirstResendQuickAndSaysWhoIsSilent) {
+  Script s;
+  // As a first dial does it: the SYN starts the tunnel's handshake, which tells the round trip.
+  SocketId quick = *s.stack.connect(s.now, Endpoint{kB4, 443});
+  s.stack.tunnel_blocked(s.now, kB4, true);
+  s.stack.set_round_trip(kB4, 10ms);
+  s.stack.tunnel_blocked(s.now, kB4, false);
+  s.wait(1ms);
+  ASSERT_TRUE(s.next());
+  EXPECT_TRUE(s.stack.take_unanswered().empty());
+  s.wait(130ms);
+  auto again = s.next();
+  ASSERT_TRUE(again);
+  EXPECT_TRUE(again->tcp.has(kSyn));
+  EXPECT_EQ(s.stack.take_unanswered(), std::vector<IpAddress>{kB4});
+  EXPECT_TRUE(s.stack.take_unanswered().empty());
+  // From then on at the usual pace, with the usual patience.
+  s.wait(800ms);
+  EXPECT_FALSE(s.next());
+  s.wait(400ms);
+  EXPECT_TRUE(s.next());
+  s.stack.abort(s.now, quick);
+}
+
 TEST(TcpScript, ALateAnswerToAResendMeasuresNoOutage) {
   Script s;
   SocketId id = s.accept();

@@ -100,7 +100,10 @@ void Engine::start(Clock clock) {
   set_state(NodeState::kStarting);
   restored_ = control_->restore_map(clock, as_bytes(config_.saved_map));
   config_.saved_map = {};
-  if (restored_) drain_control();
+  if (restored_) {
+    drain_control();
+    paths_->restore_home(control_->netmap().self()->home_region());
+  }
   control_->start(clock);
 }
 
@@ -309,6 +312,7 @@ void Engine::session(wg::PeerId id, wg::SessionState state) {
   if (!peer) return;
   switch (state) {
     case wg::SessionState::kHandshaking:
+      peer->asked = clock_.now;
       hurry_.try_emplace(id, Hurry{clock_.now + kHurryInterval, clock_.now + kHurryFor});
       // From now on data waits for the session instead of burning TCP's resends. The packet that started this is staged.
       set_blocked(*peer, true);
@@ -316,12 +320,12 @@ void Engine::session(wg::PeerId id, wg::SessionState state) {
     case wg::SessionState::kEstablished:
       hurry_.erase(id);
       send_own_disco_key(*peer);
+      if (Instant asked = std::exchange(peer->asked, {}); asked != Instant())
+        for (const IpAddress& a : peer->addresses) stack_->set_round_trip(a, clock_.now - asked);
+      peer->established = clock_.now;
       set_blocked(*peer, false);
-      if (peer->restarted) {
-        // Segments sent to its last life went nowhere: resend now instead of when TCP's timer says so.
-        peer->restarted = false;
-        path_changed(*peer, netstack::PathChange::kReachable);
-      }
+      // Segments that went to its last life or to a forgotten session are resent now, not when TCP's timer says so.
+      path_changed(*peer, netstack::PathChange::kReachable);
       if (probes_.erase(peer->key) > 0) emit(PeerReadyEvent{peer->key});
       break;
     case wg::SessionState::kNone:
@@ -339,6 +343,17 @@ std::string Engine::saved_map() const {
 
 void Engine::path_changed(const Peer& peer, netstack::PathChange kind) {
   for (const IpAddress& a : peer.addresses) stack_->path_changed(clock_.now, a, kind);
+}
+
+void Engine::unanswered(const IpAddress& address) {
+  wg::PeerId id = tunnel_->route(address);
+  Peer* peer = id == wg::kNoPeer ? nullptr : by_tunnel(id);
+  if (!peer || tunnel_->state(id) != wg::SessionState::kEstablished) return;
+  const bool fresh = clock_.now - peer->established < kFreshFor;
+  if (clock_.now - peer->heard < (fresh ? kUnansweredFresh : kUnanswered)) return;
+  if (clock_.now - peer->renewed < (fresh ? kRenewFresh : kRenew)) return;
+  peer->renewed = clock_.now;
+  tunnel_->renew_session(clock_, id);
 }
 
 void Engine::set_blocked(Peer& peer, bool blocked) {
@@ -426,6 +441,7 @@ void Engine::settle(Clock clock) {
   TunnelSink sink(*this);
   output_waits_ = stack_->produce(clock.now, sink);
   tunnel_->flush(clock);
+  for (const IpAddress& a : stack_->take_unanswered()) unanswered(a);
   // Sending may have started discovery or changed sessions.
   drain_paths();
   drain_derp();
@@ -695,7 +711,6 @@ void Engine::drain_paths() {
       if (it == by_key_.end()) continue;
       Peer& peer = peers_.at(it->second);
       bool in_use = tunnel_->state(peer.tunnel) != wg::SessionState::kNone;
-      peer.restarted = true;
       tunnel_->reset_session(clock_, peer.tunnel);
       if (in_use) tunnel_->start_handshake(clock_, peer.tunnel);
     } else if (auto* ping = std::get_if<paths::PingResult>(&*event)) {

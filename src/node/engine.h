@@ -173,10 +173,12 @@ class Engine final : private wg::Host, private derp::DerpHost {
     int home_region = 0;
     bool jailed = false;
     std::vector<IpAddress> addresses;
-    bool restarted = false;             // what was in flight to it is lost
     bool blocked = false;               // the netstack was told that there is no session
     bool silent = false;                // the netstack was told that there is no path
     Instant heard;                      // newest authentic message
+    Instant asked;                      // for a session, the first time since there was none
+    Instant established;                // newest session
+    Instant renewed;                    // newest renewal for want of answers
     std::optional<bool> direct;         // last path kind told to the netstack
   };
   // A handshake in its first seconds, when a lost initiation is repeated quickly.
@@ -203,6 +205,7 @@ class Engine final : private wg::Host, private derp::DerpHost {
   void handle_tsmp(const Peer& peer, Bytes packet);
   void send_own_disco_key(const Peer& peer);
   bool relay_full() const;               // a relay connection takes no more for now
+  void unanswered(const IpAddress& address);
   void path_changed(const Peer& peer, netstack::PathChange kind);
   void set_blocked(Peer& peer, bool blocked);
 

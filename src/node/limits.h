@@ -22,6 +22,16 @@ constexpr Duration kSilence = 10s;
 // After a pause this long the next authentic message says that the path works (again).
 constexpr Duration kPause = 2s;
 
+// A peer that restarted, or was told by its coordinator to forget us, drops what our session seals without a word, and
+// WireGuard would wait 15 s before it asks. When TCP resends and nothing authentic came for so long, ask for a new session:
+// soon and often while the session is new (a first answer is due, and coordinators' news about a restart come late),
+// later at WireGuard's own pace.
+constexpr Duration kFreshFor = 3s;
+constexpr Duration kUnansweredFresh = 50ms;
+constexpr Duration kRenewFresh = 100ms;
+constexpr Duration kUnanswered = 1s;
+constexpr Duration kRenew = 5s;
+
 // A timer that comes this late: the machine slept. Less, and connections are as they were.
 constexpr Duration kSlept = 10s;
 

@@ -218,17 +218,22 @@ void Paths::Impl::index_source(Peer& p, const Endpoint& source) {
   p.sources.push_back(source);
 }
 
-void Paths::note_authenticated(Instant, const NodePublic& key, const Endpoint& source) {
+void Paths::note_authenticated(Instant now, const NodePublic& key, const Endpoint& source) {
   Impl& i = *impl_;
   auto known = i.by_source.find(source);
-  if (known != i.by_source.end() && i.slots[known->second]->key == key) return;
-  if (Peer* p = i.peer_of(key)) i.index_source(*p, source);
+  const bool indexed = known != i.by_source.end() && i.slots[known->second]->key == key;
+  Peer* p = indexed ? i.slots[known->second].get() : i.peer_of(key);
+  if (p == nullptr) return;
+  if (!indexed) i.index_source(*p, source);
+  if (p->best && p->best->endpoint != source) i.came_otherwise(now, *p);
 }
 
-void Paths::note_authenticated_relay(Instant, const NodePublic& key, int region) {
+void Paths::note_authenticated_relay(Instant now, const NodePublic& key, int region) {
   Impl& i = *impl_;
   Peer* p = i.peer_of(key);
-  if (p == nullptr || p->learned_region == region) return;
+  if (p == nullptr) return;
+  if (p->best) i.came_otherwise(now, *p);
+  if (p->learned_region == region) return;
   p->learned_region = region;
   i.update_relay(*p);
 }

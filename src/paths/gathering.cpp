@@ -190,6 +190,11 @@ void Paths::Impl::update_net_info(const NetcheckReport& report) {
 
 // ---- what the node tells us ----
 
+void Paths::restore_home(int region) {
+  const std::vector<int> possible = impl_->home_candidates();
+  if (impl_->home == 0 && std::find(possible.begin(), possible.end(), region) != possible.end()) impl_->set_home(region);
+}
+
 void Paths::set_relay_map(Instant now, const RelayMap& map) {
   Impl& i = *impl_;
   std::vector<RelayRegion> regions;

@@ -66,6 +66,7 @@ struct Paths::Impl {
   Route route(Instant now, Peer& p);
   void note_use(Instant now, Peer& p);
   void full_round(Instant now, Peer& p, bool call_me_maybe);
+  void came_otherwise(Instant now, Peer& p);
   void try_again(Instant now, Peer& p);  // news about an active peer without trusted path: look at once
   void start_burst(Instant now, Peer& p);
   void burst(Instant now, Peer& p);

@@ -298,6 +298,9 @@ class Paths {
   std::optional<Event> poll_event();
 
   int home_region() const;                            // 0: none
+  // The home of the last run, where peers will look for us first. After set_relay_map(); ignored once there is a home or
+  // when the map has no such region.
+  void restore_home(int region);
   std::vector<TypedEndpoint> endpoints() const;       // as last announced
   NetInfo net_info() const;
   std::optional<PeerPath> status(Instant now, const NodePublic& key) const;

@@ -76,6 +76,7 @@ struct Peer {
   // Early warning: pings of the best address in a row without answer.
   int unanswered = 0;
   std::optional<Instant> doubt_at;
+  Instant next_question;                   // the next time that traffic from elsewhere may raise a doubt
   bool doubted = false;                    // the relay carries a copy although `best` is still trusted
 
   bool waits_for_endpoints = false;        // a CallMeMaybe goes out when gathering is done

@@ -106,6 +106,17 @@ void Paths::Impl::heartbeat(Instant now, Peer& p) {
   p.heartbeat_at = now + kHeartbeatInterval;
 }
 
+// The peer's packets come another way than ours go. That may be its choice, or it moved and `best` leads nowhere: a ping tells
+// before the next heartbeat does.
+void Paths::Impl::came_otherwise(Instant now, Peer& p) {
+  if (!p.trusted(now) || p.doubt_at || p.doubted || now < p.next_question || !udp_to_peers()) return;
+  p.next_question = now + kHeartbeatInterval;
+  send_ping(now, p, p.best->endpoint, PingPurpose::kHeartbeat);
+  p.unanswered = 1;
+  p.doubt_at = now + std::max(4 * p.best->latency, kDoubtAfterMin);
+  reschedule(p);
+}
+
 // The last ping of the best address is overdue: once, ping again; twice, let the relay carry a copy and look around.
 void Paths::Impl::check_doubt(Instant now, Peer& p) {
   p.doubt_at.reset();

@@ -243,6 +243,22 @@ TEST(WgSession, SuspendDoesNotSendOnOldKeys) {
   EXPECT_EQ(p.b.delivered.size(), 2u);
 }
 
+TEST(WgSession, ASessionThatThePeerForgotIsRenewed) {
+  Pair p;
+  p.establish();
+  const PeerId id = p.a.id_of(p.b);
+  p.b.tunnel->reset_session(p.b.clock(), p.b.id_of(p.a));
+  p.a.send(p.b, 1);
+  p.world.run_for(100ms);
+  EXPECT_EQ(p.b.delivered.size(), 1u);                            // that of establish()
+  EXPECT_EQ(p.a.tunnel->state(id), SessionState::kEstablished);   // as far as it knows
+  p.a.tunnel->renew_session(p.a.clock(), id);
+  p.world.run_for(100ms);
+  p.a.send(p.b, 2);
+  p.world.run_for(100ms);
+  EXPECT_EQ(p.b.delivered.size(), 2u);
+}
+
 TEST(WgSession, AfterALongSleepAHandshakeStartsAtOnce) {
   Pair p;
   p.establish();

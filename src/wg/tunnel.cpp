@@ -164,6 +164,7 @@ bool Tunnel::has_staged(PeerId peer) const {
 
 SessionState Tunnel::state(PeerId peer) const { return impl_->known(peer).state; }
 void Tunnel::start_handshake(Clock clock, PeerId peer) { impl_->start_handshake(clock, impl_->known(peer)); }
+void Tunnel::renew_session(Clock clock, PeerId peer) { impl_->renew_session(clock, impl_->known(peer)); }
 void Tunnel::retry_handshake(Clock clock, PeerId peer) { impl_->retry_handshake(clock, impl_->known(peer)); }
 
 void Tunnel::handle_timeout(Clock clock) { impl_->handle_timeout(clock); }

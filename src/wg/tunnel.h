@@ -176,6 +176,9 @@ class Tunnel {
   // ---- sessions
 
   SessionState state(PeerId peer) const;
+  // A handshake although the session is usable: the peer may have forgotten its keys, which only its silence tells. How often is
+  // the caller's business.
+  void renew_session(Clock clock, PeerId peer);
   // Starts a handshake unless a session is usable or an initiation is pending.
   void start_handshake(Clock clock, PeerId peer);
   // Sends a fresh initiation now although one is pending or kRekeyTimeout has not passed; nothing when a session is

@@ -20,7 +20,10 @@ void Tunnel::Impl::start_handshake(Clock clock, Peer& peer) {
 }
 
 void Tunnel::Impl::retry_handshake(Clock clock, Peer& peer) {
-  if (peer.usable(clock.now)) return;
+  if (!peer.usable(clock.now)) renew_session(clock, peer);
+}
+
+void Tunnel::Impl::renew_session(Clock clock, Peer& peer) {
   if (peer.timer(Timer::kRetransmit) == kNever) peer.attempts = 0;
   send_initiation(clock, peer, Attempt::kForced);
 }

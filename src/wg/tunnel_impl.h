@@ -46,6 +46,7 @@ class Tunnel::Impl {
   enum class Attempt { kFresh, kRetry, kForced };
   void start_handshake(Clock clock, Peer& peer);
   void retry_handshake(Clock clock, Peer& peer);
+  void renew_session(Clock clock, Peer& peer);
   void reset_session(Clock clock, Peer& peer);
   void handle_timeout(Clock clock);
   Instant next_timeout() const {
