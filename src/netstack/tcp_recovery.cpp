@@ -359,7 +359,8 @@ bool TcpConnection::try_undo(AckRound& round, const wire::TcpSegment& segment) {
     }
     return false;
   }
-  bool spurious = false;
+  // Everything that was thought lost has arrived before any of it was sent again.
+  bool spurious = !first_resend_known_ && lost_pending_ == 0;
   // Eifel (RFC 3522): the answer echoes a time before the first resend.
   if (ts_on_ && round.una_advanced && first_resend_known_ && segment.options.ts_echo != 0 &&
       static_cast<std::int32_t>(segment.options.ts_echo - first_resend_ts_) < 0)

@@ -865,6 +865,28 @@ TEST(TcpScript, EifelUndoesASpuriousTimeout) {
   EXPECT_GE(s.stack.info(id).cwnd, cwnd);
 }
 
+// Pacing may hold a resend back until the original arrives after all: nothing was lost.
+TEST(TcpScript, ARecoveryWithoutAnyResendIsUndone) {
+  Script s;
+  SocketId id = s.accept();
+  write(s, id, 12280);
+  while (s.next()) {}
+  s.now = s.now + 20ms;
+  const std::uint32_t base = s.iss + 1;
+  const std::uint64_t cwnd = s.stack.info(id).cwnd;
+  // Both reports come in one batch, so no resend can leave between them.
+  wire::TcpOptions options;
+  options.sack[options.sack_count++] = {base + 1228, base + 6 * 1228};
+  ByteVector first = s.build(kAck, 1, base, 0, 512, &options), second = s.build(kAck, 1, base + 6 * 1228, 0, 512);
+  MutBytes batch[] = {MutBytes(first), MutBytes(second)};
+  s.stack.handle_packets(s.now, batch);
+  s.collect();
+  EXPECT_EQ(s.stack.info(id).recoveries, 1u);
+  EXPECT_EQ(s.stack.info(id).segments_resent, 0u);
+  EXPECT_EQ(s.stack.info(id).undone, 1u);
+  EXPECT_GE(s.stack.info(id).cwnd, cwnd);
+}
+
 TEST(TcpScript, BogusSackIsIgnored) {
   Script s;
   SocketId id = s.accept();

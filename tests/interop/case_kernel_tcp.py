@@ -329,6 +329,39 @@ def test_transfers_over_bad_links():
     return "; ".join(sorted(notes))
 
 
+def test_blackouts():
+    """Nothing passes for 3 s in the middle of a transfer either way: it goes on soon after"""
+    notes = []
+    with Stand(delay=5) as k:
+        for sender in ("we", "the kernel"):
+            if sender == "we":
+                listener, port = k.serve()
+                id = k.tool.connect(KERNEL[4], port, "give", 2 * MIB, "chunk=1000", "gap=1000")
+                Later(receive_all, k.accept(listener))
+            else:
+                k.listen(7000, "take")
+                s = k.dial(7000)
+                id = k.tool.wait_event("accepted")["id"]
+
+                def trickle():
+                    for _ in range(2000):
+                        s.sendall(bytes(1000))
+                        time.sleep(0.001)
+
+                Later(trickle)
+            member = "bytes_acked" if sender == "we" else "bytes_received"
+            time.sleep(0.5)
+            k.tool.ask("link", "loss=1", answer="link")
+            time.sleep(3)
+            before = k.tool.info(id)[member]
+            k.tool.ask("link", "loss=0", answer="link")
+            start = time.monotonic()
+            wait_for(lambda: k.tool.info(id)[member] > before, 5, f"{sender} send again")
+            notes.append(f"{sender} send again after {time.monotonic() - start:.1f} s")
+            wait_for(lambda: (k.tool.info(id) or {}).get(member, 2 * MIB) >= 2_000_000, 20, "the rest")
+    return ", ".join(notes)
+
+
 # ---- shapes of traffic
 
 def test_tiny_and_big_writes():
@@ -420,11 +453,23 @@ def test_closed_windows():
         s.close()
         done = k.tool.wait_event("done", 30, id=id)
         check(got == 8 * MIB and digest == done["sent_sha256"], "wrong bytes behind the kernel's closed window")
-        # Byte by byte: no silly windows, no stall.
-        s = k.dial(7000)
-        id = k.tool.wait_event("accepted")["id"]
-        k.tool.tell("resume", id)
+        # A window of a few segments, and the news of its opening may be lost.
+        k.tool.ask("link", "loss=0.1", "delay=1", answer="link")
+        id = k.tool.connect(KERNEL[4], listen_small(k), "give", 60_000)
+        s = k.accept(k.small)
+        got = b""
+        while block := s.recv(1500):
+            got += block
+            time.sleep(0.002)
+        k.tool.ask("link", "loss=0", answer="link")
         s.close()
+        done = k.tool.wait_event("done", 30, id=id)
+        check(hashlib.sha256(got).hexdigest() == done["sent_sha256"], "wrong bytes through a small window with loss")
+
+
+def listen_small(k):
+    k.small, port = k.serve(prepare=lambda s: s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192))
+    return port
 
 
 def test_half_close():
