@@ -8,6 +8,7 @@
 #include <porthole/porthole.hpp>
 
 #include "cli/command.h"
+#include "node/doctor.h"
 #include "node/node_socket.h"
 #include "node/queries.h"
 #include "support/support.h"
@@ -127,6 +128,7 @@ void add_node_commands(CLI::App& app, Run& run) {
   r->callback([o, &run] { run = [o] { return run_node(*o); }; });
 
   add_node_queries(*node, run);
+  add_node_doctor(*node, run);
 }
 
 }  // namespace porthole::app

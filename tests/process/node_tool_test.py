@@ -1,6 +1,9 @@
 #!/usr/bin/env python3
-"""`porthole node` as a tool: nc, whois, ip, ping, status and netcheck of a running node."""
+"""`porthole node` as a tool: nc, whois, ip, ping, status and netcheck of a running node, and doctor without one."""
+import email.utils
 import hashlib
+import http.client
+import http.server
 import json
 import os
 import signal
@@ -299,6 +302,173 @@ def test_status_and_netcheck():
         refused(run("node", "ip", "--statedir", lab.path("n")), 1, "no tailnet address yet", "starting")
         refused(run("node", "whois", "--statedir", lab.path("n"), "100.64.0.1"), 1, "network map")
         hold.close()
+
+
+# ---- doctor
+
+class Web(http.server.ThreadingHTTPServer):
+    """answer(handler) for every request; closes with the `with` block."""
+    daemon_threads = True
+
+    def __init__(self, answer, server="scripted"):
+        outer = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def version_string(self):
+                return server
+
+            def date_time_string(self, timestamp=None):
+                return email.utils.formatdate(time.time() + outer.clock, usegmt=True)
+
+            def log_message(self, *_):
+                pass
+
+            def reply(self, status, body=b"", **headers):
+                self.close_connection = True
+                self.send_response(status)
+                for name, value in headers.items():
+                    self.send_header(name.replace("_", "-"), value)
+                self.send_header("Content-Length", str(len(body)))
+                self.send_header("Connection", "close")
+                self.end_headers()
+                self.wfile.write(body)
+
+            def do_GET(self):
+                answer(self)
+
+            do_POST = do_GET
+
+        self.clock = 0
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server_port}"
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    def __exit__(self, *_):
+        self.shutdown()
+        self.server_close()
+
+
+def plain_proxy(remote):
+    """Passes requests on as a proxy does that knows no upgrades: hop-by-hop headers stay behind."""
+    def answer(handler):
+        connection = http.client.HTTPConnection(remote.listen, timeout=10)
+        connection.request(handler.command, handler.path, headers={"Host": handler.headers["Host"]})
+        back = connection.getresponse()
+        handler.reply(back.status, back.read(), Content_Type=back.headers.get("Content-Type", "text/plain"))
+        connection.close()
+    return answer
+
+
+def doctor(*argv, seconds=20):
+    """(exit status, {check: its JSON}, result) of one run."""
+    result = run("node", "doctor", *argv, "--json", seconds=seconds)
+    checks = {c["check"]: c for c in map(json.loads, result.stdout.splitlines())}
+    return result.returncode, checks, result
+
+
+def failed(run_of_doctor, check_name, *words):
+    status, checks, result = run_of_doctor
+    check(status == 1, f"status {status}: {result}")
+    refused(result, 1, "cannot use", "failed")
+    check(checks.get(check_name, {}).get("result") == "failed", f"{check_name} did not fail: {checks}")
+    check_words(checks[check_name]["text"] + " | " + checks[check_name].get("advice", ""), *words)
+    return checks
+
+
+def test_doctor_on_a_healthy_server():
+    with Lab() as lab:
+        cert = make_certificate(lab.dir)
+        for remote, flags in ((lab.remote(), ()), (lab.remote("tls", tls=cert), ("--ca-file", cert[0]))):
+            flags += ("--stun-port", str(remote.stun_port))
+            out = run("node", "doctor", remote.url, *flags)
+            check(out.returncode == 0 and out.stderr == "", f"{out}")
+            lines = out.stdout.splitlines()
+            check(all(line.startswith("ok ") for line in lines), f"{lines}")
+            status, checks, _ = doctor(remote.url, *flags)
+            check(list(checks) == ["DNS", "TCP"] + (["TLS"] if flags[0] == "--ca-file" else []) + ["server", "upgrade", "relay", "UDP"], f"{list(checks)}")
+            check(checks["server"]["key"].startswith("mkey:") and checks["upgrade"]["status"] == 101 and checks["relay"]["relay"], f"{checks}")
+        # UDP blocked: a warning, since the relay carries everything.
+        silent = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        silent.bind(("127.0.0.1", 0))
+        status, checks, _ = doctor(remote.url, "--ca-file", cert[0], "--stun-port", str(silent.getsockname()[1]))
+        check(status == 0 and checks["UDP"]["result"] == "warning", f"{checks}")
+        check_words(checks["UDP"]["text"], "UDP is blocked")
+
+
+def test_doctor_on_certificates():
+    with Lab() as lab:
+        good, old, future = (make_certificate(lab.dir), make_certificate(lab.dir, "old", dates=("20240101000000Z", "20240201000000Z")),
+                             make_certificate(lab.dir, "future", dates=("20500101000000Z", "20510101000000Z")))
+        soon = make_certificate(lab.dir, "soon", days=2)
+        stun = ("--stun-port", "1")
+
+        def remote(name, cert, **kwargs):
+            return lab.remote(name, tls=cert, **kwargs)
+
+        r = remote("good", good)
+        checks = failed(doctor(r.url, *stun), "TLS", "signed by itself", "--ca-file")
+        check(checks["upgrade"]["result"] == "ok", "what lies behind a bad certificate is looked at all the same")
+        failed(doctor(remote("old", old).url, "--ca-file", old[0], *stun), "TLS", "expired", "days ago", "2024-02-01", "renew")
+        failed(doctor(remote("future", future).url, "--ca-file", future[0], *stun), "TLS", "valid only from 2050-01-01", "clock")
+        other = remote("other", good, listen="127.0.0.2:0")
+        failed(doctor("https://" + other.listen, "--ca-file", good[0], *stun), "TLS", "certificate is for localhost, 127.0.0.1", "not for 127.0.0.2")
+        status, checks, _ = doctor(remote("soon", soon).url, "--ca-file", soon[0], *stun)
+        check(status == 0 and checks["TLS"]["result"] == "warning" and "1 day(s) left" in checks["TLS"]["text"], f"{checks['TLS']}")
+        # The wrong scheme, both ways.
+        failed(doctor(r.url.replace("https://", "http://")), "server", "speaks TLS", "https://")
+        plain = lab.remote("plain")
+        failed(doctor(plain.url.replace("http://", "https://")), "TLS", "not with TLS", "http://")
+        refused(run("node", "doctor", r.url, "--ca-file", lab.path("missing.pem")), 1, "missing.pem")
+
+
+def test_doctor_on_what_stands_in_between():
+    portal = b"<html><title>Welcome to the hotel</title></html>"
+    with Lab() as lab:
+        remote = lab.remote()
+        with Web(lambda h: h.reply(200, portal, Content_Type="text/html")) as web:
+            failed(doctor(web.url), "server", "web page", "captive portal", "browser")
+        with Web(lambda h: h.reply(302, Location="http://portal.hotel.example/login")) as web:
+            failed(doctor(web.url), "server", "302", "http://portal.hotel.example/login", "captive portal")
+        with Web(lambda h: h.reply(404, b"no such page")) as web:
+            failed(doctor(web.url), "server", "404", "by scripted", "no control server")
+        with Web(lambda h: h.reply(502, b"Bad Gateway"), server="nginx/1.22.1") as web:
+            failed(doctor(web.url), "server", "502", "nginx/1.22.1", "not running")
+        for server, words in (("nginx/1.22.1", ("proxy_http_version 1.1", "proxy_set_header Upgrade $http_upgrade", "docs/nginx.md")),
+                              ("cloudflare", ("DNS only",)), ("Apache/2.4", ("upgrade=any",)), ("", ("header Upgrade",))):
+            with Web(plain_proxy(remote), server=server) as web:
+                checks = failed(doctor(web.url), "upgrade", "POST /ts2021", "400", server, "strips the upgrade", *words)
+                check(checks["server"]["result"] == "ok" and checks["clock"]["result"] == "ok", f"{checks}")
+                failed(doctor(web.url), "relay", "GET /derp", "426", "strips")
+        with Web(plain_proxy(remote)) as web:
+            web.clock = 3 * 86400
+            _, checks, _ = doctor(web.url)
+            check(checks["clock"]["result"] == "warning", f"{checks}")
+            check_words(checks["clock"]["text"], "this machine's clock is", "behind")
+
+
+def test_doctor_without_an_answer():
+    with Lab():
+        hold, port = closed_port()
+        failed(doctor(f"http://127.0.0.1:{port}"), "TCP", f"127.0.0.1:{port}", "refused", "nothing listens")
+        hold.close()
+        failed(doctor("https://no-such-host.invalid"), "DNS", "no-such-host.invalid", "spelling")
+        # Someone takes the connection and says nothing: bounded, whatever the protocol.
+        mute = socket.create_server(("127.0.0.1", 0))
+        for scheme, name in (("http", "server"), ("https", "TLS")):
+            began = time.monotonic()
+            checks = failed(doctor(f"{scheme}://127.0.0.1:{mute.getsockname()[1]}", "--timeout", "1s"), name)
+            check(time.monotonic() - began < 4 * SLOW, f"{scheme}: it took {time.monotonic() - began:.1f} s")
+            check_words(checks[name]["text"], "no answer" if scheme == "http" else "does not finish")
+        p = subprocess.Popen([PORTHOLE, "node", "doctor", f"http://127.0.0.1:{mute.getsockname()[1]}"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        check(p.stdout.readline().startswith(b"ok "), "the first line comes at once")
+        check(p.stdout.readline().startswith(b"ok "), "the second, too")
+        p.send_signal(signal.SIGINT)
+        check(p.wait(3 * SLOW) == 130 and p.stderr.read() == b"", "Ctrl-C")
+        refused(run("node", "doctor", "nonsense"), 2, "https://")
+        refused(run("node", "doctor"), 2, "url")
+        refused(run("node", "doctor", "http://127.0.0.1", "--timeout", "never"), 2, "--timeout")
 
 
 if __name__ == "__main__":
