@@ -273,8 +273,12 @@ void NodeRuntime::Loop::network_may_have_changed() {
   recheck_addresses_at_.reset();
   auto now = host_addresses();
   if (now == addresses_) return;
+  // Connections do not suffer from one more address, such as the link-local one that comes up seconds after its link.
+  bool lost = std::any_of(addresses_.begin(), addresses_.end(), [&](const HostAddress& a) {
+    return a.up && !a.loopback && !a.address.is_link_local() && std::find(now.begin(), now.end(), a) == now.end();
+  });
   announce_addresses();
-  engine_->network_changed(clock_);
+  if (lost) engine_->network_changed(clock_);
 }
 
 void NodeRuntime::Loop::rebind(const std::string& reason) {
