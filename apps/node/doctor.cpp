@@ -308,7 +308,7 @@ class Doctor {
     }
     more["key"] = key->to_string();
     more["version"] = ts2021::kCapabilityVersion;
-    report("server", Verdict::kOk, "it is a coordination server, key " + key->to_string().substr(0, 13) + "..., protocol version " + std::to_string(ts2021::kCapabilityVersion) + by(f.seen) + " (" + ms(began) + ")",
+    report("server", Verdict::kOk, "it is a coordination server, key " + key->to_string().substr(0, 13) + "..., protocol version " + std::to_string(ts2021::kCapabilityVersion) + (f.seen.server.empty() ? "" : ", behind " + f.seen.server) + " (" + ms(began) + ")",
            {}, more);
     return *key;
   }
