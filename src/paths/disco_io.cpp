@@ -258,8 +258,10 @@ bool Paths::Impl::send_cli_ping(Instant now, const CliPing& ping) {
   Peer* p = peer_of(ping.key);
   if (p == nullptr || p->expired || !has_keys()) return false;
   (void)route(now, *p);   // counts as traffic: discovery goes on while somebody is asking
-  // A relay that is only being dialled may lose it: then it goes again once the connection is up.
-  bool sent = send_relay_ping(now, *p, ping.token) && connected_regions.contains(*p->relay);
+  bool sent = false;
+  // While a direct path carries the traffic, the relay's answer would only hide it when it comes first. A relay that is
+  // only being dialled may lose the ping: then it goes again once the connection is up.
+  if (!p->trusted(now) || p->doubted) sent = send_relay_ping(now, *p, ping.token) && connected_regions.contains(*p->relay);
   if (p->trusted(now)) {
     sent |= send_ping(now, *p, p->best->endpoint, PingPurpose::kCli, ping.size, ping.token);
   } else {

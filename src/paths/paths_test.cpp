@@ -941,6 +941,12 @@ TEST(Paths, PingReportsTheWayItTook) {
   bool padded = false;
   for (const Sent& s : t.a.sent) padded |= s.udp && s.data.size() == 1332;
   EXPECT_TRUE(padded);
+  // Only the direct path was asked, since it is trusted: a quicker relay must not hide it.
+  std::size_t relayed = 0;
+  for (const Sent& s : t.a.sent) relayed += !s.udp && s.kind == kDisco;
+  t.a.paths->ping(t.w.now, 44, t.b.node);
+  for (const Sent& s : t.a.sent) relayed -= !s.udp && s.kind == kDisco;
+  EXPECT_EQ(relayed, 0u);
 }
 
 TEST(Paths, PingTimesOutOrFailsAtOnce) {
