@@ -3,6 +3,7 @@
 #include <exception>
 
 #include "cli/command.h"
+#include "cli/completion.h"
 #include "support/support.h"
 
 namespace {
@@ -40,6 +41,7 @@ int main(int argc, char** argv) {
 #ifdef PORTHOLE_HAS_CLIENT
   porthole::app::add_client_commands(app, run);
 #endif
+  porthole::app::add_completion_command(app, run, PORTHOLE_VERSION);
   try {
     app.parse(argc, argv);
   } catch (const CLI::CallForHelp& e) {

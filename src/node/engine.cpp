@@ -161,6 +161,27 @@ void Engine::ping(Clock clock, std::uint64_t token, const NodePublic& key) {
   paths_->ping(clock.now, token, key);
 }
 
+void Engine::tsmp_ping(Clock clock, std::uint64_t token, const NodePublic& key, const IpAddress& address) {
+  clock_ = clock;
+  const Peer* peer = by_key(key);
+  std::optional<IpAddress> source;
+  for (const IpAddress& own : own_addresses())
+    if (own.is_v4() == address.is_v4()) source = own;
+  if (!peer || !source || tsmp_pings_.size() >= kTsmpPingsMax) return emit(PingEvent{{token, key, false, false, {}, {}, {}}});
+  TsmpPing ping{token, key, {}, clock.now};
+  rng_.fill(ping.data);
+  tsmp_pings_.push_back(ping);
+  // Without a session it waits in the tunnel and starts the handshake.
+  tunnel_->send(clock, peer->tunnel, wire::tsmp::encode({*source, address, 0, wire::tsmp::Ping{ping.data}}));
+}
+
+void Engine::expire_tsmp_pings() {
+  while (!tsmp_pings_.empty() && tsmp_pings_.front().sent + kTsmpPingTimeout <= clock_.now) {
+    emit(PingEvent{{tsmp_pings_.front().token, tsmp_pings_.front().key, false, true, {}, {}, {}}});
+    tsmp_pings_.erase(tsmp_pings_.begin());
+  }
+}
+
 void Engine::netcheck(Clock clock) {
   clock_ = clock;
   paths_->start_netcheck(clock.now, true);
@@ -373,6 +394,12 @@ void Engine::handle_tsmp(const Peer& peer, Bytes packet) {
     wire::tsmp::Packet pong{message->destination, message->source, static_cast<std::uint16_t>(~message->ip_id),
                             wire::tsmp::Pong{ping->data, 0}};
     tunnel_->send(clock_, peer.tunnel, wire::tsmp::encode(pong));
+  } else if (const auto* pong = std::get_if<wire::tsmp::Pong>(&message->message)) {
+    auto asked = std::find_if(tsmp_pings_.begin(), tsmp_pings_.end(),
+                              [&](const TsmpPing& p) { return p.key == peer.key && p.data == pong->data; });
+    if (asked == tsmp_pings_.end()) return;
+    emit(PingEvent{{asked->token, asked->key, true, true, {}, {}, clock_.now - asked->sent}});
+    tsmp_pings_.erase(asked);
   } else if (const auto* key = std::get_if<wire::tsmp::DiscoKey>(&message->message)) {
     paths_->disco_key_learned(clock_.now, peer.key, key->key);
   }
@@ -403,6 +430,7 @@ void Engine::handle_timeout(Clock clock) {
   paths_->handle_timeout(clock.now);
   derp_->handle_timeout(clock.now);
   stack_->handle_timeout(clock.now);
+  expire_tsmp_pings();
   if (slept) network_changed(clock);
   for (auto it = hurry_.begin(); it != hurry_.end();) {
     auto [id, hurry] = *it;
@@ -423,6 +451,7 @@ Deadline Engine::next_timeout() const {
   Deadline d = sooner(sooner(control_->next_timeout(), tunnel_->next_timeout()),
                       sooner(sooner(paths_->next_timeout(), derp_->next_timeout()), stack_->next_timeout()));
   for (const auto& [id, hurry] : hurry_) d = sooner(d, Deadline::at(std::min(hurry.next, hurry.until)));
+  if (!tsmp_pings_.empty()) d = sooner(d, Deadline::at(tsmp_pings_.front().sent + kTsmpPingTimeout));
   // Past it only an event of the control client or the relay can let this node run.
   if (map_at_ && !running_told_ && clock_.now < *map_at_ + kRelayPatience) d = sooner(d, Deadline::at(*map_at_ + kRelayPatience));
   return d;
@@ -809,7 +838,10 @@ std::optional<PeerStatus> Engine::peer_status(Instant now, const NodePublic& key
   s.stable_id = node->stable_id;
   s.key = key;
   for (const Prefix& p : node->addresses) s.addresses.push_back(p.address);
+  s.tags = node->tags;
+  if (node->hostinfo) s.os = node->hostinfo->os;
   s.online = node->online;
+  s.last_seen = node->last_seen;
   s.expired = node->expired;
   if (const Peer* peer = by_key(key)) s.tunnel = tunnel_->stats(peer->tunnel);
   s.path = paths_->status(now, key);

@@ -28,6 +28,7 @@
 #include "paths/paths.h"
 #include "proxy/names.h"
 #include "wg/tunnel.h"
+#include "wire/tsmp.h"
 
 namespace porthole::node {
 
@@ -88,7 +89,10 @@ struct PeerStatus {
   std::string stable_id;
   NodePublic key;
   std::vector<IpAddress> addresses;
+  std::vector<std::string> tags;
+  std::string os;                       // empty: unknown
   std::optional<bool> online;
+  std::optional<WallTime> last_seen;    // by the coordinator, while offline
   bool expired = false;
   wg::PeerStats tunnel;
   std::optional<paths::PeerPath> path;
@@ -115,7 +119,10 @@ class Engine final : private wg::Host, private derp::DerpHost {
   // Brings up a session with the peer: PeerReadyEvent follows (at once if it is up). False: no such peer.
   bool probe_peer(Clock clock, const NodePublic& key);
   bool peer_ready(const NodePublic& key) const;
+  // PingEvent follows each: with the way a disco message took, or after a round trip through the tunnel to the peer's
+  // node (TSMP) at one of its addresses.
   void ping(Clock clock, std::uint64_t token, const NodePublic& key);
+  void tsmp_ping(Clock clock, std::uint64_t token, const NodePublic& key, const IpAddress& address);
   void netcheck(Clock clock);
   void resolved(Clock clock, const std::string& host, std::span<const IpAddress> addresses);
 
@@ -186,6 +193,12 @@ class Engine final : private wg::Host, private derp::DerpHost {
     Instant next;
     Instant until;
   };
+  struct TsmpPing {
+    std::uint64_t token = 0;
+    NodePublic key;
+    wire::tsmp::PingData data{};
+    Instant sent;
+  };
   class TunnelSink;
   class PathsSink;
 
@@ -204,6 +217,7 @@ class Engine final : private wg::Host, private derp::DerpHost {
   void send_relayed(int region, const NodePublic& key, Bytes run, std::size_t segment_size);
   void handle_tsmp(const Peer& peer, Bytes packet);
   void send_own_disco_key(const Peer& peer);
+  void expire_tsmp_pings();
   bool relay_full() const;               // a relay connection takes no more for now
   void unanswered(const IpAddress& address);
   void path_changed(const Peer& peer, netstack::PathChange kind);
@@ -244,6 +258,7 @@ class Engine final : private wg::Host, private derp::DerpHost {
   std::uint64_t map_version_ = 0;
   std::vector<wg::PeerId> gone_silent_;  // to tell the netstack of, outside the tunnel's calls
   std::set<NodePublic> probes_;          // PeerReadyEvent wanted
+  std::vector<TsmpPing> tsmp_pings_;     // oldest first
   std::vector<MutBytes> accepted_;       // scratch of deliver()
   crypto::DiscoPrivate disco_;           // new at every start, never stored
   bool plain_control_ = false;           // the coordinator is reached over http://

@@ -43,6 +43,10 @@ constexpr Duration kRelayPatience = 3s;
 // PeersEvent, not 10,000 events.
 constexpr std::size_t kEventsMax = 65536;
 
+// Pings through the tunnel that wait for an answer, and for how long: as with disco pings (paths).
+constexpr std::size_t kTsmpPingsMax = 64;
+constexpr Duration kTsmpPingTimeout = 5s;
+
 // Bursts written to the tunnel in one settle(); other work gets its turn afterwards.
 constexpr int kBurstsPerSettle = 64;
 

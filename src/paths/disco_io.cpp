@@ -236,6 +236,7 @@ void Paths::note_authenticated_relay(Instant now, const NodePublic& key, int reg
   if (p->learned_region == region) return;
   p->learned_region = region;
   i.update_relay(*p);
+  if (!i.cli_pings.empty()) i.send_waiting_pings(now);
 }
 
 std::optional<NodePublic> Paths::peer_at(const Endpoint& source) const {
@@ -248,22 +249,35 @@ std::optional<NodePublic> Paths::peer_at(const Endpoint& source) const {
 
 void Paths::ping(Instant now, std::uint64_t token, const NodePublic& key, std::size_t size) {
   Impl& i = *impl_;
-  Peer* p = i.peer_of(key);
+  if (i.peer_of(key) == nullptr || i.cli_pings.size() >= kCliPingsMax) {
+    i.events.push_back(PingResult{token, key, false, false, std::nullopt, std::nullopt, {}});
+    return;
+  }
+  Impl::CliPing ping{token, key, now + kPingTimeoutDuration, size, false};
+  ping.sent = i.send_cli_ping(now, ping);
+  i.cli_pings.push_back(ping);
+}
+
+// By every plausible way. False: there is none yet.
+bool Paths::Impl::send_cli_ping(Instant now, const CliPing& ping) {
+  Peer* p = peer_of(ping.key);
+  if (p == nullptr || p->expired || !has_keys()) return false;
+  (void)route(now, *p);   // counts as traffic: discovery goes on while somebody is asking
   bool sent = false;
-  if (p != nullptr && !p->expired && i.has_keys() && i.cli_pings.size() < kCliPingsMax) {
-    (void)i.route(now, *p);   // counts as traffic: discovery goes on while somebody is asking
-    sent |= i.send_relay_ping(now, *p, token);
-    if (p->trusted(now)) {
-      sent |= i.send_ping(now, *p, p->best->endpoint, PingPurpose::kCli, size, token);
-    } else {
-      for (const Candidate& c : p->candidates) sent |= i.send_ping(now, *p, c.endpoint, PingPurpose::kCli, size, token);
-    }
-  }
-  if (sent) {
-    i.cli_pings.push_back({token, key, now + kPingTimeoutDuration});
+  // While a direct path carries the traffic, the relay's answer would only hide it when it comes first. A relay that is
+  // only being dialled may lose the ping: then it goes again once the connection is up.
+  if (!p->trusted(now) || p->doubted) sent = send_relay_ping(now, *p, ping.token) && connected_regions.contains(*p->relay);
+  if (p->trusted(now)) {
+    sent |= send_ping(now, *p, p->best->endpoint, PingPurpose::kCli, ping.size, ping.token);
   } else {
-    i.events.push_back(PingResult{token, key, false, std::nullopt, std::nullopt, {}});
+    for (const Candidate& c : p->candidates) sent |= send_ping(now, *p, c.endpoint, PingPurpose::kCli, ping.size, ping.token);
   }
+  return sent;
+}
+
+void Paths::Impl::send_waiting_pings(Instant now) {
+  for (CliPing& ping : cli_pings)
+    if (!ping.sent) ping.sent = send_cli_ping(now, ping);
 }
 
 void Paths::Impl::finish_cli_ping(const SentPing& ping, const Peer& p, Duration latency) {
@@ -272,7 +286,7 @@ void Paths::Impl::finish_cli_ping(const SentPing& ping, const Peer& p, Duration 
                          [&](const CliPing& c) { return c.token == ping.token && c.key == p.key; });
   if (it == cli_pings.end()) return;
   cli_pings.erase(it);
-  PingResult r{ping.token, p.key, true, std::nullopt, std::nullopt, latency};
+  PingResult r{ping.token, p.key, true, true, std::nullopt, std::nullopt, latency};
   if (ping.to.is_valid()) r.endpoint = ping.to;
   else r.relay_region = ping.region;
   events.push_back(r);
@@ -280,7 +294,8 @@ void Paths::Impl::finish_cli_ping(const SentPing& ping, const Peer& p, Duration 
 
 void Paths::Impl::expire_cli_pings(Instant now) {
   while (!cli_pings.empty() && cli_pings.front().deadline <= now) {
-    events.push_back(PingResult{cli_pings.front().token, cli_pings.front().key, false, std::nullopt, std::nullopt, {}});
+    const CliPing& late = cli_pings.front();
+    events.push_back(PingResult{late.token, late.key, false, late.sent, std::nullopt, std::nullopt, {}});
     cli_pings.erase(cli_pings.begin());
   }
 }

@@ -221,6 +221,7 @@ void Paths::set_relay_map(Instant now, const RelayMap& map) {
   // With one region there is nothing to measure: be reachable now.
   if (i.home == 0 && possible.size() == 1) i.set_home(possible[0]);
   i.update_relays();
+  i.send_waiting_pings(now);
   i.update_endpoints(now);
   i.request_gather(now, true);
 }
@@ -239,6 +240,7 @@ void Paths::set_local_addresses(Instant now, std::span<const InterfaceAddress> a
   i.restart_gather(now, false);
   for (auto& p : i.slots)
     if (p) i.try_again(now, *p);
+  i.send_waiting_pings(now);
 }
 
 void Paths::set_extra_endpoints(Instant now, std::span<const TypedEndpoint> endpoints) {
@@ -287,6 +289,7 @@ void Paths::note_relay_connected(Instant now, int region, bool connected) {
     i.request_gather(now, false);   // a relay that fails may be a network that changed
   }
   i.update_relays();
+  i.send_waiting_pings(now);
 }
 
 void Paths::note_relay_heard(Instant now, int region) {

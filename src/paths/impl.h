@@ -111,8 +111,12 @@ struct Paths::Impl {
     std::uint64_t token = 0;
     NodePublic key;
     Instant deadline;
+    std::size_t size = 0;
+    bool sent = false;
   };
   std::vector<CliPing> cli_pings;        // ascending by deadline
+  bool send_cli_ping(Instant now, const CliPing& ping);
+  void send_waiting_pings(Instant now);  // news that may have made a way to somebody
   void finish_cli_ping(const SentPing& ping, const Peer& p, Duration latency);
   void expire_cli_pings(Instant now);
 

@@ -136,6 +136,7 @@ Peer* Paths::Impl::upsert(Instant now, const PeerConfig& config) {
   const bool news = set_map_endpoints(now, *p, config.endpoints);
   update_relay(*p);
   if (news) try_again(now, *p);
+  send_waiting_pings(now);
   reschedule(*p);
   return p;
 }
@@ -181,6 +182,7 @@ void Paths::disco_key_learned(Instant now, const NodePublic& key, const DiscoPub
   i.set_disco(*p, disco);
   for (Candidate& c : p->candidates) c.last_ping.reset();
   i.try_again(now, *p);
+  i.send_waiting_pings(now);
 }
 
 // ---- sending ----
@@ -280,20 +282,48 @@ std::optional<PeerPath> Paths::status(Instant now, const NodePublic& key) const 
     if (c.last_pong) s.latency = c.latency;
     out.candidates.push_back(s);
   }
-  if (out.trusted) return out;
-  if (p->expired) out.why_not_direct = "the peer's key has expired";
-  else if (!i.mode.udp_enabled) out.why_not_direct = "UDP is switched off on this node";
-  else if (i.mode.relay_only) out.why_not_direct = "this node is set to use relays only";
-  else if (p->disco.is_zero()) out.why_not_direct = "the peer does not take part in path discovery";
-  else if (p->candidates.empty()) out.why_not_direct = "the peer has announced no address";
-  else if (!p->last_send) out.why_not_direct = "nothing has been sent to the peer yet";
-  else if (!out.active) out.why_not_direct = "idle: the path is checked again with the next packet";
-  else if (p->best) out.why_not_direct = "the direct path stopped answering";
-  else if (i.info.working_udp == false) out.why_not_direct = "UDP seems to be blocked in this network";
-  else if (i.info.mapping_varies_by_dest_ip == true)
-    out.why_not_direct = "none of the peer's addresses answers; this network's NAT changes ports per destination";
-  else out.why_not_direct = "none of the peer's addresses answers";
+  using Reason = NotDirect::Reason;
+  NotDirect& why = out.not_direct;
+  why.addresses = p->candidates.size();
+  if (p->searching_since) why.silent = now - *p->searching_since;
+  if (out.trusted) why = {};
+  else if (p->expired) why.reason = Reason::kKeyExpired;
+  else if (!i.mode.udp_enabled) why.reason = Reason::kUdpOff;
+  else if (i.mode.relay_only) why.reason = Reason::kRelayOnly;
+  else if (p->disco.is_zero()) why.reason = Reason::kNoDisco;
+  else if (p->candidates.empty()) why.reason = Reason::kNoEndpoints;
+  else if (!p->last_send) why.reason = Reason::kNotTried;
+  else if (!out.active) why.reason = Reason::kIdle;
+  else if (p->best) why.reason = Reason::kStopped;
+  else if (i.info.working_udp == false) why.reason = Reason::kUdpBlocked;
+  else why.reason = Reason::kNoAnswer;
+  why.hard_nat = why.reason == Reason::kNoAnswer && i.info.mapping_varies_by_dest_ip == true;
+  out.why_not_direct = to_text(why);
   return out;
+}
+
+std::string to_text(const NotDirect& why) {
+  using Reason = NotDirect::Reason;
+  auto unanswered = [&] {
+    std::string out = "no answer to pings at " + std::to_string(why.addresses) + (why.addresses == 1 ? " address" : " addresses");
+    if (why.silent >= 1s) out += " since " + std::to_string(why.silent / 1s) + " s";
+    return out;
+  };
+  switch (why.reason) {
+    case Reason::kNone: return {};
+    case Reason::kKeyExpired: return "the peer's key has expired";
+    case Reason::kUdpOff: return "UDP is switched off on this node";
+    case Reason::kRelayOnly: return "this node is set to use relays only";
+    case Reason::kNoDisco: return "the peer does not take part in path discovery";
+    case Reason::kNoEndpoints: return "the peer has announced no endpoints";
+    case Reason::kNotTried: return "not tried yet: no traffic";
+    case Reason::kIdle: return "idle: the path is checked again with the next packet";
+    case Reason::kStopped: return "the direct path stopped answering; looking for another";
+    case Reason::kUdpBlocked: return "UDP is blocked here: no STUN server answers, and " + unanswered();
+    case Reason::kNoAnswer:
+      return unanswered() + (why.hard_nat ? "; the NAT here changes ports by destination, which makes a direct path unlikely" : "");
+  }
+  return {};
 }
 
 }  // namespace porthole::paths

@@ -166,7 +166,8 @@ struct PeerRestarted { NodePublic key; };
 struct PingResult {
   std::uint64_t token = 0;
   NodePublic key;
-  bool answered = false;              // false: nothing came back in time, or there was no way to send
+  bool answered = false;              // false: nothing came back in time
+  bool sent = false;                  // false: no way to send it became known in time
   std::optional<Endpoint> endpoint;   // the address that was pinged ...
   std::optional<int> relay_region;    // ... or the relay it went through
   Duration latency{};
@@ -184,6 +185,28 @@ struct CandidateStatus {
   std::optional<Duration> latency;    // of the last pong, if any
 };
 
+// Why traffic to a peer does not go by UDP alone, as facts for a program and a sentence for a person.
+struct NotDirect {
+  enum class Reason {
+    kNone,            // it is direct
+    kKeyExpired, kUdpOff, kRelayOnly,
+    kNoDisco,         // the peer does not take part in path discovery
+    kNoEndpoints,     // and nothing was heard from it by UDP
+    kNotTried,        // nothing was sent to it yet
+    kIdle,            // 45 s without traffic: nothing is probed
+    kStopped,         // there was a direct path; it is being looked for again
+    kUdpBlocked,      // no STUN server answers either
+    kNoAnswer,
+  };
+  Reason reason = Reason::kNone;
+  std::size_t addresses = 0;          // of the peer, that are being pinged
+  Duration silent{};                  // since the first ping of this search; kStopped, kUdpBlocked, kNoAnswer
+  bool hard_nat = false;              // our NAT changes ports by destination; kNoAnswer
+  friend bool operator==(const NotDirect&, const NotDirect&) = default;
+};
+// One plain sentence without a capital; empty for kNone.
+std::string to_text(const NotDirect& why);
+
 struct PeerPath {
   NodePublic key;
   std::optional<Endpoint> direct;
@@ -192,7 +215,8 @@ struct PeerPath {
   std::optional<int> relay_region;
   bool active = false;                // traffic went to the peer within the last 45 s
   std::vector<CandidateStatus> candidates;
-  std::string why_not_direct;         // one plain sentence; empty when direct
+  NotDirect not_direct;
+  std::string why_not_direct;         // to_text(not_direct)
 };
 
 enum class Drop {
@@ -277,8 +301,8 @@ class Paths {
   // The peer told us its disco key inside the tunnel (TSMP). Unlike a change through set_peers this is no restart.
   void disco_key_learned(Instant now, const NodePublic& key, const DiscoPublic& disco);
 
-  // A ping for a person: every plausible way is tried at once; the first pong (or 5 s of silence) becomes a PingResult with
-  // `token`. size: wire size of the datagram to pad to (MTU probing), 0 for none.
+  // A ping for a person: every plausible way is tried at once, or the first that becomes known; the first pong (or 5 s of
+  // silence) becomes a PingResult with `token`. size: wire size of the datagram to pad to (MTU probing), 0 for none.
   void ping(Instant now, std::uint64_t token, const NodePublic& key, std::size_t size = 0);
 
   // Answer to ResolveRequest; empty when the name could not be resolved.

@@ -288,7 +288,7 @@ TEST(Paths, OneSideWithoutUdpStaysOnTheRelay) {
   EXPECT_FALSE(r.udp);
   EXPECT_EQ(r.relay_region, 1);
   EXPECT_GT(t.b.data_relay, 100u);
-  EXPECT_EQ(t.a.paths->status(t.w.now, t.b.node)->why_not_direct, "none of the peer's addresses answers");
+  EXPECT_EQ(t.a.paths->status(t.w.now, t.b.node)->why_not_direct, "no answer to pings at 2 addresses since 20 s");
   // Our round every 5 s, the answer to each CallMeMaybe of the peer's rounds, two quick repeats: no flood.
   EXPECT_LE(t.a.count_sent(kDisco, ep("203.0.113.1:20000")), 12u);
 }
@@ -941,6 +941,12 @@ TEST(Paths, PingReportsTheWayItTook) {
   bool padded = false;
   for (const Sent& s : t.a.sent) padded |= s.udp && s.data.size() == 1332;
   EXPECT_TRUE(padded);
+  // Only the direct path was asked, since it is trusted: a quicker relay must not hide it.
+  std::size_t relayed = 0;
+  for (const Sent& s : t.a.sent) relayed += !s.udp && s.kind == kDisco;
+  t.a.paths->ping(t.w.now, 44, t.b.node);
+  for (const Sent& s : t.a.sent) relayed -= !s.udp && s.kind == kDisco;
+  EXPECT_EQ(relayed, 0u);
 }
 
 TEST(Paths, PingTimesOutOrFailsAtOnce) {
@@ -955,6 +961,75 @@ TEST(Paths, PingTimesOutOrFailsAtOnce) {
   t.w.run(5s);
   ASSERT_EQ(t.a.events_of<PingResult>().size(), 2u);
   EXPECT_FALSE(t.a.events_of<PingResult>()[1].answered);
+}
+
+TEST(Paths, PingWaitsForTheFirstWay) {
+  TwoPublic t;
+  PeerConfig known = t.b.config();
+  PeerConfig stranger = known;
+  stranger.home_region = 0;
+  stranger.endpoints.clear();
+  t.a.paths->remove_peer(t.w.now, t.b.node);
+  t.a.paths->upsert_peer(t.w.now, stranger);
+  t.a.paths->ping(t.w.now, 1, t.b.node);
+  t.w.run(2s);
+  EXPECT_TRUE(t.a.events_of<PingResult>().empty());
+  t.a.paths->upsert_peer(t.w.now, known);
+  t.w.run(500ms);
+  ASSERT_EQ(t.a.events_of<PingResult>().size(), 1u);
+  PingResult r = t.a.events_of<PingResult>()[0];
+  EXPECT_TRUE(r.answered && r.sent);
+  EXPECT_LE(r.latency, 100ms);   // of the way, not of the wait
+  // And when none becomes known, that is what is said.
+  t.a.paths->remove_peer(t.w.now, t.b.node);
+  t.a.paths->upsert_peer(t.w.now, stranger);
+  t.a.paths->ping(t.w.now, 2, t.b.node);
+  t.w.run(6s);
+  ASSERT_EQ(t.a.events_of<PingResult>().size(), 2u);
+  r = t.a.events_of<PingResult>()[1];
+  EXPECT_FALSE(r.answered || r.sent);
+}
+
+TEST(Paths, SaysWhyItIsNotDirect) {
+  using Reason = NotDirect::Reason;
+  TwoHomes t;
+  auto why = [&] { return t.a.paths->status(t.w.now, t.b.node)->not_direct; };
+  EXPECT_EQ(why().reason, Reason::kNotTried);
+  EXPECT_EQ(to_text(why()), "not tried yet: no traffic");
+  t.w.traffic(t.a, t.b, 5s);
+  EXPECT_EQ(why(), NotDirect{});
+  EXPECT_EQ(to_text(why()), "");
+  // The way dies under traffic: how long it has been silent is told, and grows.
+  t.b.udp_blocked = true;
+  t.w.traffic(t.a, t.b, 20s);
+  EXPECT_EQ(why().reason, Reason::kNoAnswer);
+  const NotDirect before = why();
+  EXPECT_GT(before.silent, 5s);
+  EXPECT_EQ(before.addresses, 2u);
+  t.w.traffic(t.a, t.b, 5s);
+  EXPECT_EQ(why().silent - before.silent, 5s);
+  // Without traffic nothing is pinged, so nothing is counted.
+  t.w.run(1min);
+  EXPECT_EQ(why().reason, Reason::kIdle);
+  EXPECT_EQ(why().silent, Duration{});
+  // No STUN answer either.
+  t.b.udp_blocked = false;
+  t.a.udp_blocked = true;
+  t.a.paths->handle_rebind(t.w.now);
+  t.w.traffic(t.a, t.b, 30s);
+  EXPECT_EQ(why().reason, Reason::kUdpBlocked);
+  EXPECT_EQ(to_text({Reason::kUdpBlocked, 1, 12s, false}),
+            "UDP is blocked here: no STUN server answers, and no answer to pings at 1 address since 12 s");
+  EXPECT_EQ(to_text({Reason::kNoAnswer, 3, 500ms, true}),
+            "no answer to pings at 3 addresses; the NAT here changes ports by destination, which makes a direct path unlikely");
+  PeerConfig c = t.b.config();
+  t.a.paths->remove_peer(t.w.now, t.b.node);
+  c.endpoints.clear();
+  t.a.paths->upsert_peer(t.w.now, c);
+  EXPECT_EQ(to_text(why()), "the peer has announced no endpoints");
+  c.disco = {};
+  t.a.paths->upsert_peer(t.w.now, c);
+  EXPECT_EQ(why().reason, Reason::kNoDisco);
 }
 
 // ---- determinism and hostile input ----

@@ -65,6 +65,7 @@ struct Peer {
   std::vector<SentPing> sent;              // ascending by time
   std::optional<Instant> last_send;        // by WireGuard or a person
   std::optional<Instant> last_full_round;
+  std::optional<Instant> searching_since;  // first ping of the present search for a path; a pong or idleness ends it
   Instant next_round;                      // no candidate may be pinged by a round before
   std::optional<Instant> heartbeat_at;     // running while the session is active
 

@@ -55,6 +55,7 @@ void Paths::Impl::full_round(Instant now, Peer& p, bool call_me_maybe) {
     if (c.last_ping) next = std::min(next, *c.last_ping + kDiscoPingInterval);
   }
   p.next_round = next;
+  if (pinged && !p.searching_since && !p.trusted(now)) p.searching_since = now;
   if (pinged && call_me_maybe) queue_call_me_maybe(now, p);
   if (pinged) reschedule(p);
 }
@@ -94,7 +95,10 @@ bool Paths::Impl::wants_full_round(Instant now, const Peer& p) const {
 
 void Paths::Impl::heartbeat(Instant now, Peer& p) {
   p.heartbeat_at.reset();
-  if (!p.active(now) || !udp_to_peers() || p.expired) return;   // best stays known, but nothing renews its trust
+  if (!p.active(now) || !udp_to_peers() || p.expired) {   // best stays known, but nothing renews its trust
+    p.searching_since.reset();
+    return;
+  }
   if (p.best) {
     send_ping(now, p, p.best->endpoint, PingPurpose::kHeartbeat);
     if (p.trusted(now) && !p.doubt_at && !p.doubted) {
@@ -266,6 +270,7 @@ void Paths::Impl::on_ping_udp(Instant now, const wire::disco::Ping& ping, const 
     if (slots[s].get() == node) ping_back(now, *node, *c);
   }
   if (node != nullptr) index_source(*node, source);
+  send_waiting_pings(now);
 }
 
 // An address that reaches us is probably one we can reach: ask at once instead of waiting for the next round. Of a peer
@@ -366,6 +371,7 @@ void Paths::Impl::on_call_me_maybe(Instant now, const wire::disco::CallMeMaybe& 
   // Earlier pings met a closed filter; the peer has just opened it.
   for (Candidate& c : p.candidates) c.last_ping.reset();
   p.next_round = {};
+  send_waiting_pings(now);
   full_round(now, p, false);   // never answered with a CallMeMaybe: two nodes would call each other for ever
   if (!p.trusted(now) && now - p.burst_start >= kBurstAgain) start_burst(now, p);
 }

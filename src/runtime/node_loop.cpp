@@ -208,7 +208,7 @@ void NodeRuntime::Loop::fail_waiters(const Error& error) {
   for (auto& p : running_waiters_) p->set(error);
   for (auto& w : peer_waits_) w.pending->set(error);
   for (auto& p : logout_waiters_) p->set(error);
-  for (auto& [token, p] : pings_) p.second->set(error);
+  for (auto& [token, p] : pings_) p.pending->set(error);
   for (auto& p : netchecks_) p->set(error);
   for (auto& [id, l] : listeners_)
     for (auto& p : l.waiters) p->set(error);
@@ -222,6 +222,7 @@ void NodeRuntime::Loop::fail_waiters(const Error& error) {
   peer_waits_.clear();
   logout_waiters_.clear();
   pings_.clear();
+  icmp_pings_.clear();
   netchecks_.clear();
   listeners_.clear();
 }
@@ -389,41 +390,9 @@ void NodeRuntime::Loop::handle_engine_event(node::Event& event) {
       return true;
     });
   } else if (auto* ping = std::get_if<node::PingEvent>(&event)) {
-    auto it = pings_.find(ping->result.token);
-    if (it == pings_.end()) return;
-    auto [name, pending] = std::move(it->second);
-    pings_.erase(it);
-    if (!ping->result.answered) return pending->set(Error{ErrorCode::kTimeout, name + " did not answer"});
-    json::object o{{"peer", name}, {"latency_ms", to_ms(ping->result.latency)}};
-    if (ping->result.endpoint) {
-      o["path"] = "direct";
-      o["endpoint"] = ping->result.endpoint->to_string();
-    } else {
-      o["path"] = "relay";
-      if (ping->result.relay_region) o["relay"] = *ping->result.relay_region;
-    }
-    pending->set(json::serialize(o));
+    handle_ping(ping->result);
   } else if (auto* check = std::get_if<node::NetcheckEvent>(&event)) {
-    if (netchecks_.empty()) return;
-    const auto& r = check->report;
-    json::object o{{"udp", r.udp}, {"ipv4", r.ipv4}, {"ipv6", r.ipv6}, {"home_relay", r.home_region}};
-    o["mapping_varies"] = r.mapping_varies ? json::value(*r.mapping_varies) : json::value(nullptr);
-    if (r.global_v4) o["public_v4"] = r.global_v4->to_string();
-    if (r.global_v6) o["public_v6"] = r.global_v6->to_string();
-    json::array regions;
-    for (const auto& region : r.regions) {
-      json::object e{{"region", region.region}, {"latency_ms", to_ms(region.best())}};
-      auto named = engine_->netmap().relay_map().regions.find(region.region);
-      if (named != engine_->netmap().relay_map().regions.end()) e["name"] = named->second.region_name;
-      regions.push_back(std::move(e));
-    }
-    o["relays"] = std::move(regions);
-    json::array endpoints;
-    for (const auto& e : engine_->endpoints()) endpoints.emplace_back(e.endpoint.to_string());
-    o["endpoints"] = std::move(endpoints);
-    o["relay_connected"] = engine_->relay_connected();
-    for (auto& p : netchecks_) p->set(json::serialize(o));
-    netchecks_.clear();
+    answer_netchecks(check->report);
   } else if (auto* resolve = std::get_if<node::ResolveEvent>(&event)) {
     resolver_->resolve(resolve->host, [this, host = resolve->host](Result<std::vector<IpAddress>> r) {
       engine_->resolved(clock_, host, r ? std::span<const IpAddress>(*r) : std::span<const IpAddress>());
@@ -513,83 +482,6 @@ void NodeRuntime::Loop::wait_peer(const std::string& name, std::shared_ptr<Pendi
 void NodeRuntime::Loop::logout(std::shared_ptr<Pending<bool>> p) {
   logout_waiters_.push_back(std::move(p));
   engine_->logout(clock_);
-}
-
-void NodeRuntime::Loop::ping(const std::string& name, std::shared_ptr<Pending<std::string>> p) {
-  auto addresses = engine_->resolve_name(name);
-  if (!addresses) return p->set(addresses.error());
-  auto key = engine_->peer_of(addresses->front());
-  if (!key) return p->set(Error{ErrorCode::kNotFound, name + " is not a peer of this node"});
-  std::uint64_t token = next_ping_++;
-  pings_[token] = {engine_->peer_name(*key), std::move(p)};
-  engine_->ping(clock_, token, *key);
-}
-
-void NodeRuntime::Loop::netcheck(std::shared_ptr<Pending<std::string>> p) {
-  netchecks_.push_back(std::move(p));
-  engine_->netcheck(clock_);
-}
-
-std::string NodeRuntime::Loop::status_json() {
-  json::object o{{"state", node::to_string(engine_->state())}};
-  if (auto e = engine_->state_error()) o["reason"] = e->message;
-  o["control_url"] = persistent_.control_url;
-  if (!last_notice_.empty()) o["last_notice"] = last_notice_;
-  json::object self{{"ips", texts(engine_->own_addresses())}, {"key", engine_->node_key().public_key().to_string()}};
-  const auto& map = engine_->netmap();
-  if (map.self()) {
-    std::string fqdn = map.self()->name;
-    if (!fqdn.empty() && fqdn.back() == '.') fqdn.pop_back();
-    self["fqdn"] = fqdn;
-    self["name"] = fqdn.substr(0, fqdn.find('.'));
-    self["stable_id"] = map.self()->stable_id;
-  } else {
-    self["name"] = persistent_.hostname;
-  }
-  self["home_relay"] = engine_->home_region();
-  self["relay_connected"] = engine_->relay_connected();
-  self["udp_port"] = udp4_ ? udp4_->port() : 0;
-  json::array endpoints;
-  for (const auto& e : engine_->endpoints()) endpoints.emplace_back(e.endpoint.to_string());
-  self["endpoints"] = std::move(endpoints);
-  o["self"] = std::move(self);
-  json::array peers;
-  for (const auto& p : engine_->peers(clock_.now)) {
-    json::object e{{"name", p.name}, {"fqdn", p.fqdn}, {"ips", texts(p.addresses)}, {"user", p.user}, {"stable_id", p.stable_id},
-                   {"key", p.key.to_string()}, {"expired", p.expired}, {"rx_bytes", p.tunnel.rx_bytes}, {"tx_bytes", p.tunnel.tx_bytes}};
-    e["online"] = p.online ? json::value(*p.online) : json::value(nullptr);
-    if (p.tunnel.last_handshake) e["last_handshake_s"] = (clock_.now - *p.tunnel.last_handshake).count() / 1'000'000'000;
-    if (p.path) {
-      e["active"] = p.path->active;
-      if (p.path->direct && p.path->trusted) {
-        e["path"] = "direct";
-        e["endpoint"] = p.path->direct->to_string();
-        e["latency_ms"] = to_ms(p.path->latency);
-      } else if (p.path->relay_region) {
-        e["path"] = "relay";
-        e["relay"] = *p.path->relay_region;
-      } else {
-        e["path"] = "none";
-      }
-      if (!p.path->why_not_direct.empty()) e["why_not_direct"] = p.path->why_not_direct;
-    }
-    peers.push_back(std::move(e));
-  }
-  o["peers"] = std::move(peers);
-  json::object io;
-  for (const auto* s : {udp4_.get(), udp6_.get()}) {
-    if (!s) continue;
-    const UdpCounters& c = s->counters();
-    io[s == udp4_.get() ? "udp4" : "udp6"] = json::object{{"datagrams_in", c.datagrams_in}, {"datagrams_out", c.datagrams_out},
-                                                          {"reads", c.reads}, {"writes", c.writes}, {"dropped_out", c.dropped_out},
-                                                          {"send_errors", c.send_errors}, {"segment_offload", s->uses_segment_offload()}};
-  }
-  const auto memory = engine_->stack().memory();
-  io["connections"] = memory.connections;
-  io["buffer_bytes"] = memory.buffers;
-  io["pooled_bytes"] = memory.pooled;
-  o["counters"] = std::move(io);
-  return json::serialize(o);
 }
 
 }  // namespace porthole::runtime

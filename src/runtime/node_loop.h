@@ -82,6 +82,7 @@ class NodeRuntime::Loop final : public std::enable_shared_from_this<NodeRuntime:
   void wait_peer(const std::string& name, std::shared_ptr<Pending<bool>> p);
   void logout(std::shared_ptr<Pending<bool>> p);
   std::string status_json();
+  Result<std::string> whois(const std::string& address) const;   // IP or IP:PORT
   Result<ProxyAccess> loopback(const std::string& address);
   void dial(const std::string& address, int timeout_ms, std::shared_ptr<Pending<UniqueFd>> p);
   Result<std::uint64_t> listen(std::uint16_t port);
@@ -89,7 +90,8 @@ class NodeRuntime::Loop final : public std::enable_shared_from_this<NodeRuntime:
   void close_listener(std::uint64_t listener);
   Status expose(std::uint16_t port, const std::string& local_address, int max_connections);
   Result<std::string> exposed_peer(std::uint16_t local_port);
-  void ping(const std::string& name, std::shared_ptr<Pending<std::string>> p);
+  enum class PingKind { kDisco, kTsmp, kIcmp };
+  void ping(const std::string& name, PingKind kind, std::shared_ptr<Pending<std::string>> p);
   void netcheck(std::shared_ptr<Pending<std::string>> p);
 
  private:
@@ -148,6 +150,10 @@ class NodeRuntime::Loop final : public std::enable_shared_from_this<NodeRuntime:
   Instant next_proxy_timeout() const;
   void expire_proxies();
   void ended(const std::shared_ptr<Splice>& splice);
+  std::string relay_name(int region) const;
+  void answer_netchecks(const paths::NetcheckReport& report);
+  void handle_ping(const paths::PingResult& result);
+  void answer_ping(std::uint64_t token, Result<Duration> latency, const paths::PingResult* way = nullptr);
   std::optional<Error> hopeless() const;  // why the node cannot get to running by itself
   void stop_now();
   void emit(const std::string& json, bool droppable = false) { events_.push(json, droppable); }
@@ -220,7 +226,15 @@ class NodeRuntime::Loop final : public std::enable_shared_from_this<NodeRuntime:
   };
   std::vector<PeerWait> peer_waits_;
   std::vector<std::shared_ptr<Pending<bool>>> logout_waiters_;
-  std::map<std::uint64_t, std::pair<std::string, std::shared_ptr<Pending<std::string>>>> pings_;
+  struct AskedPing {
+    std::string name;
+    IpAddress address;
+    NodePublic key;
+    PingKind kind = PingKind::kDisco;
+    std::shared_ptr<Pending<std::string>> pending;
+  };
+  std::map<std::uint64_t, AskedPing> pings_;                   // by token
+  std::unordered_map<SocketId, std::uint64_t> icmp_pings_;     // socket -> token
   std::uint64_t next_ping_ = 1;
   std::vector<std::shared_ptr<Pending<std::string>>> netchecks_;
   std::atomic<bool> stop_{false};

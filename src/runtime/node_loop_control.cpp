@@ -1,10 +1,18 @@
 // The control socket in the state directory: `porthole node status` and friends talk to the running node through it.
 // One JSON object a line: {"command":"status"} -> {"ok":true,"result":{...}} or {"ok":false,"code":"..","error":"..."}.
 // The socket's mode (0600) is the access control.
+//
+//   status, netcheck, logout        no arguments
+//   ping     peer, type             "disco" (default), "TSMP" or "ICMP"
+//   whois    address                IP or IP:PORT
+//   dial     address, timeout_ms    host:port on the tailnet. The connected socket itself comes with the answer (SCM_RIGHTS):
+//                                   a TCP socket, so that a reset differs from an end, and no credential is needed
 #include <sys/socket.h>
 
+#include <algorithm>
 #include <boost/json.hpp>
 #include <cerrno>
+#include <cstring>
 
 #include "runtime/node_loop.h"
 
@@ -13,6 +21,7 @@ namespace {
 namespace json = boost::json;
 constexpr std::size_t kLineMax = 4096;
 constexpr std::size_t kConnectionsMax = 32;
+constexpr int kDialMsMax = 600'000;
 
 std::string failure(const Error& e) {
   return json::serialize(json::object{{"ok", false}, {"code", to_string(e.code)}, {"error", e.message}}) + "\n";
@@ -65,10 +74,21 @@ class NodeRuntime::Loop::ControlConnection final : public FdHandler,
     };
     std::string command = text("command");
     if (command == "status") return answer(success(loop_.status_json()));
-    if (command == "ping") return later<std::string>([&](auto p) { loop_.ping(text("peer"), p); });
+    if (command == "whois") return answer(loop_.whois(text("address")));
+    if (command == "ping") {
+      std::string type = text("type");
+      PingKind kind = type == "TSMP" ? PingKind::kTsmp : type == "ICMP" ? PingKind::kIcmp : PingKind::kDisco;
+      return later<std::string>([&](auto p) { loop_.ping(text("peer"), kind, p); });
+    }
     if (command == "netcheck") return later<std::string>([&](auto p) { loop_.netcheck(p); });
     if (command == "logout") return later<bool>([&](auto p) { loop_.logout(p); });
-    answer(failure({ErrorCode::kInvalid, "unknown command; known are status, ping, netcheck, logout"}));
+    if (command == "dial") {
+      std::int64_t ms = -1;
+      if (const json::value* t = v.get_object().if_contains("timeout_ms"); t && t->is_int64()) ms = t->get_int64();
+      int timeout_ms = static_cast<int>(std::clamp<std::int64_t>(ms, -1, kDialMsMax));
+      return later<UniqueFd>([&](auto p) { loop_.dial(text("address"), timeout_ms, p); });
+    }
+    answer(failure({ErrorCode::kInvalid, "unknown command; known are status, whois, ping, netcheck, dial, logout"}));
   }
 
   // An answer that comes when the loop has it. The connection may be gone by then.
@@ -80,12 +100,32 @@ class NodeRuntime::Loop::ControlConnection final : public FdHandler,
       if (!me) return;
       if (!r) return me->answer(failure(r.error()));
       if constexpr (std::is_same_v<T, std::string>) me->answer(success(*r));
+      else if constexpr (std::is_same_v<T, UniqueFd>) me->answer_with(r->get());
       else me->answer(success("{}"));
     });
     waiting_.push_back(p);
     start(p);
   }
 
+  // The descriptor travels with the answer; whoever does not read is dropped.
+  void answer_with(int fd) {
+    std::string line = success("{}");
+    iovec data{line.data(), line.size()};
+    alignas(cmsghdr) char space[CMSG_SPACE(sizeof fd)] = {};
+    msghdr m{};
+    m.msg_iov = &data;
+    m.msg_iovlen = 1;
+    m.msg_control = space;
+    m.msg_controllen = sizeof space;
+    cmsghdr* c = CMSG_FIRSTHDR(&m);
+    c->cmsg_level = SOL_SOCKET;
+    c->cmsg_type = SCM_RIGHTS;
+    c->cmsg_len = CMSG_LEN(sizeof fd);
+    std::memcpy(CMSG_DATA(c), &fd, sizeof fd);
+    if (!out_.empty() || ::sendmsg(fd_.get(), &m, MSG_DONTWAIT | MSG_NOSIGNAL) != static_cast<ssize_t>(line.size())) close();
+  }
+
+  void answer(const Result<std::string>& r) { answer(r ? success(*r) : failure(r.error())); }
   void answer(const std::string& line) {
     out_ += line;
     if (!flush()) close();

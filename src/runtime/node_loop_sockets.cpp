@@ -75,6 +75,15 @@ void NodeRuntime::Loop::splice(SocketId socket, UniqueFd fd, Bytes first, std::f
 
 void NodeRuntime::Loop::handle_socket_event(const netstack::SocketEvent& event) {
   using Kind = netstack::SocketEventKind;
+  if (auto ping = icmp_pings_.find(event.id); ping != icmp_pings_.end()) {
+    std::uint64_t token = ping->second;
+    auto asked = pings_.find(token);
+    std::string name = asked == pings_.end() ? std::string() : asked->second.name;
+    if (event.kind == Kind::kPong) answer_ping(token, event.rtt);
+    else answer_ping(token, event.error.with_context(name));
+    if (event.kind != Kind::kSoftError) icmp_pings_.erase(event.id);
+    return;
+  }
   if (auto d = dials_.find(event.id); d != dials_.end()) {
     if (event.kind != Kind::kConnected && event.kind != Kind::kConnectFailed && event.kind != Kind::kReset) return;
     auto done = std::move(d->second.done);

@@ -188,7 +188,7 @@ Result<std::string> NodeRuntime::exposed_peer(std::uint16_t local_port) {
 
 Result<std::string> NodeRuntime::ping(const std::string& peer, int timeout_ms) {
   auto p = std::make_shared<Pending<std::string>>();
-  if (!loop_->post([l = loop_, p, peer] { l->ping(peer, p); })) return closed_error();
+  if (!loop_->post([l = loop_, p, peer] { l->ping(peer, Loop::PingKind::kDisco, p); })) return closed_error();
   auto r = p->wait(timeout_ms);
   if (!r) return timeout_error(peer + " did not answer", timeout_ms);
   return std::move(*r);

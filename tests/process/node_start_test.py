@@ -40,7 +40,7 @@ def test_usage():
             refused(node_run(lab, "n", "--socks5", bad), 2, "--socks5", bad)
         refused(node_run(lab, "n", "--socks5", "0.0.0.0:0"), 2, "loopback")
         refused(run("node", "status", "--statedir", lab.path("nobody-runs-here")), 1, "no node is running")
-        refused(run("node", "ping", "--statedir", lab.path("nobody-runs-here"), "x", "--count", "0"), 2, "count")
+        refused(run("node", "ping", "--statedir", lab.path("nobody-runs-here"), "x", "--count", "-1"), 2, "count")
         help_text = run("node", "run", "--help")
         check(help_text.returncode == 0 and "--expose" in help_text.stdout, "node run --help")
 
