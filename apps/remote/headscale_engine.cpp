@@ -135,12 +135,16 @@ Status HeadscaleEngine::revoke(const AccountRecord& account, const AuthKeyRecord
     if (node && n.machine == node->machine && n.user == user) return true;
     return key && !key->device_id.empty() && n.key_prefix == key->prefix;
   };
+  bool online = false;
   auto collect = [&]() -> Result<std::vector<std::string>> {
     auto nodes = api_.nodes();
     if (!nodes) return not_ours(nodes.error());
     std::vector<std::string> ids;
     for (const auto& n : *nodes)
-      if (revoked(n)) ids.push_back(n.id);
+      if (revoked(n)) {
+        ids.push_back(n.id);
+        online = online || n.online;
+      }
     return ids;
   };
   auto ids = collect();
@@ -148,7 +152,7 @@ Status HeadscaleEngine::revoke(const AccountRecord& account, const AuthKeyRecord
   // Expired first: peers drop it and it learns itself that it is out. Deleted then: that survives a restart of Headscale. A
   // node that is gone already answers with errors of several kinds, so what counts is the list.
   for (const std::string& id : *ids) (void)api_.expire_node(id);
-  if (!ids->empty()) pause_(timing_.expiry_grace);
+  if (online) pause_(timing_.expiry_grace);  // else nobody is there to be told
   for (int round = 0; !ids->empty(); ++round) {
     constexpr int kRounds = 3;
     Status last;

@@ -55,7 +55,7 @@ constexpr Duration kHeadscaleFresh = 2s;
 constexpr Duration kHeadscaleRetry = 1s;
 // How often the service looks whether it is well, and whether its policy still isolates.
 constexpr std::chrono::seconds kHeadscaleWatch{5};
-constexpr Duration kHeadscalePolicyFresh = 30s;
+constexpr Duration kHeadscalePolicyFresh = 10s;
 // Between expiring a node and deleting it: Headscale tells the node that it has expired with its next batch of changes,
 // 0.8 s later; deleted before that, it would never hear of it.
 constexpr std::chrono::milliseconds kHeadscaleExpiryGrace{2000};
