@@ -17,7 +17,9 @@
 
 The port is chosen once and kept over restarts. Options of the constructor: policy_mode "database" or "file" (then
 `policy` is the text of the file, None: no file, everything open), derp=True for the built-in relay and STUN (Headscale
-refuses plain http for it, so it needs tls=(certificate, key)), base_domain. Nothing but Python's own library is used.
+refuses plain http for it, so it needs tls=(certificate, key)), base_domain, host and host6 (the addresses it is reached at), name (in its
+URL), prefix (what
+stands before its command lines, such as `ip netns exec`). Nothing but Python's own library is used.
 """
 import json
 import os
@@ -53,7 +55,8 @@ def _free_port(kind):
 
 
 class Headscale:
-    def __init__(self, folder, policy_mode="database", policy=None, derp=False, tls=None, base_domain="tail.test.internal"):
+    def __init__(self, folder, policy_mode="database", policy=None, derp=False, tls=None, base_domain="tail.test.internal",
+                 host="127.0.0.1", host6=None, name=None, prefix=()):
         self.folder = folder
         os.makedirs(folder, mode=0o700, exist_ok=True)
         self.policy_mode = policy_mode
@@ -61,17 +64,25 @@ class Headscale:
         self.derp = derp
         self.tls = tls
         self.base_domain = base_domain
-        self.port = _free_port(socket.SOCK_STREAM)
-        self.stun_port = _free_port(socket.SOCK_DGRAM)
+        self.host, self.host6, self.name, self.prefix = host, host6, name or host, list(prefix)
+        self.choose_ports()
         self.process = None
         self.version = None
         self._key = None
+
+    def choose_ports(self):
+        self.port = _free_port(socket.SOCK_STREAM)
+        self.stun_port = _free_port(socket.SOCK_DGRAM)
 
     def _path(self, name):
         return os.path.join(self.folder, name)
 
     def url(self):
-        return f"{'https' if self.tls else 'http'}://127.0.0.1:{self.port}"
+        return f"{'https' if self.tls else 'http'}://{self.name}:{self.port}"
+
+    def base(self):
+        """Where its API is asked from here."""
+        return self.url()
 
     def _write_config(self, version):
         q = json.dumps  # a JSON value is a YAML value
@@ -81,7 +92,7 @@ class Headscale:
                     'hostname: 127.0.0.1, ipv4: 127.0.0.1, derpport: 1, stunport: -1}]}}\n')
         lines = [
             f"server_url: {self.url()}",
-            f"listen_addr: 127.0.0.1:{self.port}",
+            f"listen_addr: '{'[::]' if self.host6 else self.host}:{self.port}'",
             'metrics_listen_addr: ""',
             "grpc_listen_addr: 127.0.0.1:0",
             "grpc_allow_insecure: false",
@@ -96,9 +107,9 @@ class Headscale:
             'unix_socket_permission: "0700"',
         ]
         if version == "0.28":
-            lines.append("ephemeral_node_inactivity_timeout: 30m")
+            lines.append("ephemeral_node_inactivity_timeout: 70s")
         else:
-            lines.append("node: {expiry: 0, ephemeral: {inactivity_timeout: 30m}}")
+            lines.append("node: {expiry: 0, ephemeral: {inactivity_timeout: 70s}}")
         if self.policy_mode == "file" and self.policy is not None:
             with open(self._path("policy.hujson"), "w") as f:
                 f.write(self.policy)
@@ -106,8 +117,9 @@ class Headscale:
         else:
             lines.append(f"policy: {{mode: {self.policy_mode}}}")
         server = (f"enabled: {'true' if self.derp else 'false'}, region_id: 901, region_code: test, region_name: test, "
-                  f'stun_listen_addr: "127.0.0.1:{self.stun_port}", private_key_path: {q(self._path("derp.key"))}, '
-                  "verify_clients: true, automatically_add_embedded_derp_region: true, ipv4: 127.0.0.1")
+                  f'stun_listen_addr: "{"[::]" if self.host6 else self.host}:{self.stun_port}", private_key_path: {q(self._path("derp.key"))}, '
+                  "verify_clients: true, automatically_add_embedded_derp_region: true, "
+                  f"ipv4: {self.host}" + (f", ipv6: '{self.host6}'" if self.host6 else ""))
         paths = [] if self.derp else [self._path("derp.yaml")]
         lines.append(f"derp: {{server: {{{server}}}, urls: [], paths: {q(paths)}, auto_update_enabled: false}}")
         if self.tls:
@@ -126,7 +138,7 @@ class Headscale:
             raise Trouble(f"there is no headscale-{self.version} in the folder that PORTHOLE_PEERS names")
         self._write_config(self.version)
         with open(self._path("log"), "ab") as log:
-            self.process = subprocess.Popen([program, "serve", "-c", self._path("config.yaml")], cwd=self.folder, stdout=log,
+            self.process = subprocess.Popen([*self.prefix, program, "serve", "-c", self._path("config.yaml")], cwd=self.folder, stdout=log,
                                             stderr=log, stdin=subprocess.DEVNULL, env=self._environment())
         end = time.monotonic() + seconds
         while True:
@@ -173,7 +185,7 @@ class Headscale:
 
     def command(self, *argv):
         """Its command line, on the running server; stdout."""
-        done = subprocess.run([binary(self.version), "-c", self._path("config.yaml"), *argv], cwd=self.folder, text=True,
+        done = subprocess.run([*self.prefix, binary(self.version), "-c", self._path("config.yaml"), *argv], cwd=self.folder, text=True,
                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=30, env=self._environment())
         if done.returncode != 0:
             raise Trouble(f"headscale {' '.join(argv)}: {done.stderr[-400:]}")
@@ -188,7 +200,7 @@ class Headscale:
         return json.loads(self.command("apikeys", "create", "--expiration", expiration, "-o", "json"))
 
     def _request(self, method, path, body=None, headers=None):
-        request = urllib.request.Request(self.url() + path, method=method, headers=headers or {},
+        request = urllib.request.Request(self.base() + path, method=method, headers=headers or {},
                                          data=None if body is None else json.dumps(body).encode())
         if body is not None:
             request.add_header("Content-Type", "application/json")
