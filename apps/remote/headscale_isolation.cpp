@@ -161,8 +161,8 @@ Status check_isolation(HeadscaleApi& api, IsolationProof& proof) {
     std::size_t others = 0;
     for (const auto& n : *nodes) others += is_ours(n.user) ? 0u : 1u;
     if (others > 0)
-      return refuse(api, "it has no policy, so every device reaches every other, and " + std::to_string(others) +
-                             " devices of other users, which a policy would cut off from each other, so none is set here; " + what_to_do());
+      return refuse(api, "it has no policy, so every device reaches every other, and there are devices of other users (" +
+                             std::to_string(others) + ") that a policy would cut off from each other, so none is set here; " + what_to_do());
     if (auto s = api.set_policy(std::string(kIsolatingPolicy)); !s)
       return refuse(api, "it has no policy, so every device reaches every other, and none can be set here (" +
                              s.error().message + "); " + what_to_do());

@@ -277,7 +277,7 @@ TEST_F(HeadscaleTest, ThePolicyIsSetOnlyWhereNobodyElseIs) {
   fake_.policy.reset();
   fake_.users[50] = "bob";
   fake_.nodes[9] = {9, "bob", "laptop", "", 0, true, {}};
-  expect_error(check_isolation(*api_, proof).error(), ErrorCode::kUnsupported, "1 devices of other users");
+  expect_error(check_isolation(*api_, proof).error(), ErrorCode::kUnsupported, "devices of other users (1)");
   EXPECT_FALSE(fake_.policy);
   fake_.nodes.clear();
   fake_.policy_can_be_set = false;
