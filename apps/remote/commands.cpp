@@ -368,7 +368,7 @@ void add_remote_commands(CLI::App& app, Run& run) {
       "  porthole remote key create --account smith --device kitchen-tv --statedir DIR\n"
       "  porthole remote devices list --statedir DIR\n"
       "  porthole remote devices revoke kitchen-tv --statedir DIR\n"
-      "All but `run` work while the service runs and while it does not.");
+      "All but `run` work while the service runs and while it does not; with --engine headscale-api only while it runs.");
   add_run(*remote, run);
   add_account(*remote, run);
   add_key(*remote, run);
