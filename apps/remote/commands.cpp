@@ -60,6 +60,9 @@ json::object execute(const Common& common, const json::object& command) {
     bool in_use = false;
     remote::StateDir state(common.state_dir, &in_use);
     if (!in_use) {
+      if (state.is_headscale())
+        throw CommandError("the accounts in " + common.state_dir + " are kept together with Headscale: commands need the running "
+                           "service (porthole remote run --engine headscale-api)");
       answer = execute_directly(state, state.server_secret(), command);
     } else if (auto given = remote::ask_control_socket(state.socket_path(), command)) {
       answer = std::move(*given);
@@ -105,15 +108,56 @@ void add_common(CLI::App* app, const std::shared_ptr<Common>& common) {
   app->add_flag("--json", common->json, "Print JSON lines");
 }
 
-int run_service(const remote::ServiceOptions& options, bool as_json) {
+// What was looked at before devices are let in, or why they are not.
+void show_proof(const Result<remote::IsolationProof>& proof, bool as_json) {
+  if (as_json) {
+    json::object event{{"event", "isolation"}, {"proved", proof.ok()}};
+    if (proof) {
+      event["headscale"] = proof->version;
+      event["policy_was_set"] = proof->policy_was_set;
+      event["checks"] = json::array(proof->checks.begin(), proof->checks.end());
+    } else {
+      event["problem"] = proof.error().message;
+    }
+    print_event(event);
+    return;
+  }
+  if (proof) {
+    std::printf("accounts are kept apart by Headscale:\n");
+    for (const auto& check : proof->checks) std::printf("  %s\n", check.c_str());
+  } else {
+    std::printf("no device is let in: %s\n", proof.error().message.c_str());
+  }
+  std::fflush(stdout);
+}
+
+int run_service(remote::ServiceOptions options, bool as_json) {
   StopSignal stop;
-  remote::RemoteService service(options);
+  options.stopped = [&stop] { return stop.stopped(); };
+  options.on_proof = [as_json](const Result<remote::IsolationProof>& proof) { show_proof(proof, as_json); };
+  std::optional<remote::RemoteService> started;
+  try {
+    started.emplace(options);
+  } catch (const CommandError&) {
+    if (!stop.stopped()) throw;
+    if (as_json) print_event({{"event", "stopped"}});
+    return 0;
+  }
+  remote::RemoteService& service = *started;
   if (as_json) {
     print_event({{"event", "ready"},
+                 {"engine", options.headscale ? "headscale-api" : "embedded"},
                  {"url", service.url()},
+                 {"coordination_url", service.coordination_url()},
                  {"admin_token_file", service.admin_token_file()},
                  {"stun_port", service.stun_port()},
                  {"listen", service.listen().to_string()}});
+  } else if (options.headscale) {
+    std::printf("listening on %s; accounts and keys at %s\ndevices log in to Headscale at %s, whose relay and STUN they use\n"
+                "the admin token is in %s\n",
+                service.listen().to_string().c_str(), service.url().c_str(), service.coordination_url().c_str(),
+                service.admin_token_file().c_str());
+    std::fflush(stdout);
   } else {
     std::printf("listening on %s, STUN on UDP port %d\nclients use %s\nthe admin token is in %s\n",
                 service.listen().to_string().c_str(), static_cast<int>(service.stun_port()), service.url().c_str(),
@@ -138,14 +182,37 @@ void add_run(CLI::App& parent, Run& run) {
   verb->add_option("--public-url", options->public_url, "How clients reach the service, if not by the listen address");
   verb->add_option("--stun-port", options->stun_port, "UDP port of STUN; 0 takes any free one")->capture_default_str();
   verb->add_option("--base-domain", options->base_domain, "Domain of all device names")->capture_default_str();
+  auto engine = std::make_shared<std::string>("embedded");
+  auto headscale = std::make_shared<remote::HeadscaleOptions>();
+  auto api_key = std::make_shared<std::string>();
+  verb->add_option("--engine", *engine, "What coordinates: embedded, or headscale-api (an existing Headscale)")
+      ->check(CLI::IsMember({"embedded", "headscale-api"}))->capture_default_str();
+  verb->add_option("--headscale-url", headscale->url, "Headscale's address, for its API");
+  verb->add_option("--headscale-public-url", headscale->public_url, "Where devices log in to it, if elsewhere");
+  verb->add_option("--headscale-api-key", *api_key, "file:PATH (mode 0600); from `headscale apikeys create`");
+  verb->add_option("--ca-file", headscale->ca_file, "PEM certificates trusted for Headscale besides the system's");
   verb->add_flag("--json", *as_json, "Print JSON lines");
   verb->footer(
       "Examples:\n"
       "  porthole remote run --statedir /var/lib/porthole-remote --listen 0.0.0.0:443 \\\n"
       "      --tls-cert fullchain.pem --tls-key privkey.pem --public-url https://remote.example.com\n"
-      "  porthole remote run --statedir ./state --listen 127.0.0.1:0 --stun-port 0 --json");
+      "  porthole remote run --statedir ./state --listen 127.0.0.1:0 --stun-port 0 --json\n"
+      "  porthole remote run --statedir ./state --listen 0.0.0.0:8443 --tls-cert cert.pem --tls-key key.pem \\\n"
+      "      --engine headscale-api --headscale-url https://hs.example.com --headscale-api-key file:api.key");
   verb->callback([=, &run] {
     run = [=] {
+      bool given = !headscale->url.empty() || !headscale->public_url.empty() || !api_key->empty() || !headscale->ca_file.empty();
+      if (*engine == "headscale-api") {
+        if (headscale->url.empty() || api_key->empty())
+          throw CommandError("--engine headscale-api needs --headscale-url URL and --headscale-api-key file:PATH", 2);
+        constexpr std::string_view kFile = "file:";
+        if (!api_key->starts_with(kFile) || api_key->size() == kFile.size())
+          throw CommandError("--headscale-api-key: write file:PATH; a key on the command line could be read by others", 2);
+        headscale->api_key_file = api_key->substr(kFile.size());
+        options->headscale = *headscale;
+      } else if (given) {
+        throw CommandError("--headscale-... and --ca-file belong to --engine headscale-api", 2);
+      }
       auto endpoint = Endpoint::parse(*listen);
       if (!endpoint) throw CommandError("--listen " + *listen + " is not ADDRESS:PORT", 2);
       options->listen = *endpoint;
@@ -301,7 +368,7 @@ void add_remote_commands(CLI::App& app, Run& run) {
       "  porthole remote key create --account smith --device kitchen-tv --statedir DIR\n"
       "  porthole remote devices list --statedir DIR\n"
       "  porthole remote devices revoke kitchen-tv --statedir DIR\n"
-      "All but `run` work while the service runs and while it does not.");
+      "All but `run` work while the service runs and while it does not; with --engine headscale-api only while it runs.");
   add_run(*remote, run);
   add_account(*remote, run);
   add_key(*remote, run);

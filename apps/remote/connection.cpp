@@ -21,6 +21,7 @@ namespace {
 constexpr std::string_view kHtml = "text/html; charset=utf-8";
 constexpr std::string_view kPlainText = "text/plain; charset=utf-8";
 constexpr std::string_view kRegisterPage = "/register/";
+constexpr std::string_view kHealth = "/api/v1/health";
 
 wire::HttpLimits request_limits() {
   wire::HttpLimits limits;
@@ -136,7 +137,7 @@ void Connection::close() {
 }
 
 void Connection::read() {
-  if (reading_ || phase_ == Phase::kClosed || phase_ == Phase::kClosing) return;
+  if (reading_ || asking_ || phase_ == Phase::kClosed || phase_ == Phase::kClosing) return;
   reading_ = true;
   auto done = [self = shared_from_this()](error_code e) {
     self->reading_ = false;
@@ -178,10 +179,15 @@ void Connection::handle_bytes(MutBytes bytes) {
       if (*taken == 0) break;
       continue;
     }
+    in_request_ = true;
     handle_request(bytes);
+    in_request_ = false;
     if (phase_ != Phase::kHttp) return;  // upgraded, and `bytes` passed on; or closing
-    deadline_ = clock.now + kIdleTimeout;
-    parser_ = wire::HttpMessageParser(wire::HttpKind::kRequest, request_limits());
+    if (asking_) {
+      behind_.assign(bytes.begin(), bytes.end());
+      return;
+    }
+    next_request();
     if (pending_.size() - pending_at_ > kHttpPendingMax) return close();
   }
   if (phase_ == Phase::kControl) server_.coordinator_->consume(clock, session_, bytes);
@@ -201,6 +207,12 @@ void Connection::handle_request(MutBytes rest) {
       auto last = IpAddress::parse(trim(comma == std::string_view::npos ? *forwarded : forwarded->substr(comma + 1)));
       if (last) client_ = *last;
     }
+
+  if (path.starts_with(EnrolmentApi::kPrefix))
+    return ask_api({head.method(), target, head.header("authorization").value_or(""), parser_.body(), client_});
+  if (path == "/health" && get) return ask_api({"GET", kHealth, "", "", client_});
+  if (path == "/" && get) return answer_text(200, "This is a porthole coordination service.\n");
+  if (!server_.coordinator_) return answer_text(404, "404 page not found\n");  // devices log in elsewhere
 
   if (path == ts2021::kUpgradePath) {
     if (head.method() != "POST") return answer_text(405, "this is the control connection's door: POST with an Upgrade header\n");
@@ -250,16 +262,6 @@ void Connection::handle_request(MutBytes rest) {
     if (!rest.empty()) server_.relay_->consume(read_clock().now, relay_id_, rest);
     return pump();
   }
-  if (path.starts_with(EnrolmentApi::kPrefix)) {
-    ApiRequest request{head.method(), target, head.header("authorization").value_or(""), parser_.body(), client_};
-    ApiAnswer a = server_.api_->handle(read_clock(), request);
-    a.headers.emplace_back("Cache-Control", "no-store");
-    return answer(a.status, a.content_type, a.body, a.headers);
-  }
-  if (path == "/health" && get) {
-    bool ok = server_.directory_->health().ok;
-    return answer(ok ? 200 : 503, "application/json", ok ? "{\"status\":\"ok\"}" : "{\"status\":\"degraded\"}");
-  }
   if (path.starts_with(kRegisterPage) && get) {
     auto pending = server_.directory_->pending(read_clock(), path.substr(kRegisterPage.size()));
     if (!pending)
@@ -273,8 +275,29 @@ void Connection::handle_request(MutBytes rest) {
                            " --account NAME --statedir DIR</pre><p>The device continues by itself. If you do not know "
                            "it, do nothing: the request ends by itself 15 minutes after it was made.</p>");
   }
-  if (path == "/" && get) return answer_text(200, "This is a porthole coordination service.\n");
   answer_text(404, "404 page not found\n");
+}
+
+void Connection::next_request() {
+  deadline_ = read_clock().now + kIdleTimeout;
+  parser_ = wire::HttpMessageParser(wire::HttpKind::kRequest, request_limits());
+}
+
+void Connection::ask_api(const ApiRequest& request) {
+  asking_ = true;
+  server_.api_(request, [self = shared_from_this()](ApiAnswer a) {
+    self->asking_ = false;
+    if (self->phase_ == Phase::kClosed) return;
+    a.headers.emplace_back("Cache-Control", "no-store");
+    self->answer(a.status, a.content_type, a.body, a.headers);
+    if (self->in_request_) return;  // answered at once: handle_bytes() goes on
+    if (self->phase_ == Phase::kHttp) {
+      self->next_request();
+      ByteVector behind = std::exchange(self->behind_, {});
+      if (!behind.empty()) self->handle_bytes(behind);
+    }
+    self->read();
+  });
 }
 
 void Connection::upgrade_control(std::string_view handshake, MutBytes rest) {

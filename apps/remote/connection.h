@@ -18,7 +18,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void pump();
   // A stalled request, or a goodbye that the other side does not take.
   bool timed_out(Instant now) const {
-    return (phase_ == Phase::kHttp || phase_ == Phase::kClosing || ending_) && now > deadline_;
+    return (phase_ == Phase::kHttp || phase_ == Phase::kClosing || ending_) && !asking_ && now > deadline_;
   }
   const Endpoint& remote() const { return remote_; }
   coordinator::SessionId session() const { return session_; }
@@ -39,6 +39,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
               std::span<const std::pair<std::string, std::string>> headers = {});
   void answer_text(int status, std::string_view text);
   void answer_page(int status, std::string_view title, std::string_view body);
+  void ask_api(const ApiRequest& request);
+  void next_request();
   void upgrade_control(std::string_view handshake, MutBytes rest);
   void write();
   std::size_t fill(MutBytes out);
@@ -58,6 +60,9 @@ class Connection : public std::enable_shared_from_this<Connection> {
   bool reading_ = false;
   bool close_when_sent_ = false;
   bool ending_ = false;         // TLS's goodbye is under way
+  bool in_request_ = false;
+  bool asking_ = false;         // the enrolment API has not answered yet; what was sent behind the request waits
+  ByteVector behind_;
   coordinator::SessionId session_ = 0;
   relay::ConnId relay_id_ = 0;
 };

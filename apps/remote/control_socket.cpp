@@ -41,9 +41,12 @@ class ControlSocket::Client : public std::enable_shared_from_this<Client> {
     error_code bad;
     json::value command = json::parse(json::string_view(in_.data(), n), bad);
     in_.erase(0, n);
-    json::object answer;
-    if (bad || !command.is_object()) answer = {{"ok", false}, {"error", "the command is not a JSON object"}, {"code", "invalid"}};
-    else answer = owner_.handler_(command.as_object());
+    if (bad || !command.is_object())
+      return answer({{"ok", false}, {"error", "the command is not a JSON object"}, {"code", "invalid"}});
+    owner_.handler_(command.as_object(), [self = shared_from_this()](json::object o) { self->answer(o); });
+  }
+  void answer(const json::object& answer) {
+    if (!socket_.is_open()) return;
     out_ = json::serialize(answer) + "\n";
     asio::async_write(socket_, asio::buffer(out_), [self = shared_from_this()](error_code e, std::size_t) {
       crypto::wipe(MutBytes(reinterpret_cast<std::uint8_t*>(self->out_.data()), self->out_.size()));

@@ -14,7 +14,8 @@ namespace porthole::remote {
 
 class ControlSocket {
  public:
-  using Handler = std::function<boost::json::object(const boost::json::object&)>;
+  // `done` is called once, at once or later, on the thread of the io_context.
+  using Handler = std::function<void(const boost::json::object& command, std::function<void(boost::json::object)> done)>;
   // Replaces a socket file that a crash left behind. CommandError when it cannot be made.
   ControlSocket(boost::asio::io_context& io, const std::string& path, Handler handler);
   ~ControlSocket();

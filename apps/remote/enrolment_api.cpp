@@ -22,6 +22,7 @@ std::string_view title_of(int status) {
     case 409: return "Conflict";
     case 413: return "Content Too Large";
     case 429: return "Too Many Requests";
+    case 503: return "Service Unavailable";
     case 507: return "Insufficient Storage";
     default: return "Internal Server Error";
   }
@@ -33,6 +34,7 @@ int status_of(ErrorCode code) {
     case ErrorCode::kNotFound: return 404;
     case ErrorCode::kAlreadyExists:
     case ErrorCode::kLimit: return 409;
+    case ErrorCode::kUnavailable: return 503;
     case ErrorCode::kIo: return 507;
     default: return 500;
   }
@@ -235,8 +237,10 @@ ApiAnswer EnrolmentApi::health(const Call& call) {
 }
 
 ApiAnswer EnrolmentApi::list_accounts(const Call& call) {
+  auto list = service_.list_accounts(call.clock);
+  if (!list) return problem(list.error());
   json::array accounts;
-  for (const auto& a : service_.list_accounts(call.clock)) accounts.push_back(to_json(a));
+  for (const auto& a : *list) accounts.push_back(to_json(a));
   return document(200, {{"accounts", std::move(accounts)}});
 }
 

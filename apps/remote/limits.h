@@ -1,6 +1,7 @@
 // Bounds of the service around the coordinator, each with its derivation.
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 
 #include "base/time.h"
@@ -41,5 +42,28 @@ constexpr std::size_t kCallersMax = 20'000;
 // ---- control socket ----
 constexpr std::size_t kCommandSizeMax = 64 * 1024;
 constexpr std::size_t kCommandClientsMax = 32;
+
+// ---- Headscale ----
+// One request. bcrypt costs it 50 to 100 ms; a household's server waits 6 s for the whole of an enrolment.
+constexpr std::chrono::seconds kHeadscaleTimeout{5};
+// The largest answer is the list of nodes: 2 KiB each, a few thousand.
+constexpr std::size_t kHeadscaleAnswerMax = 16u << 20;
+constexpr std::size_t kHeadscaleKeyMax = 256;  // theirs have about 90 characters
+// What it said about nodes and keys is good for this long: a thousand questions at once cost it two answers.
+constexpr Duration kHeadscaleFresh = 2s;
+// After a request that found nobody, the next ones are told so without trying.
+constexpr Duration kHeadscaleRetry = 1s;
+// How often the service looks whether it is well, and whether its policy still isolates.
+constexpr std::chrono::seconds kHeadscaleWatch{5};
+constexpr Duration kHeadscalePolicyFresh = 10s;
+// Between expiring a node and deleting it: Headscale tells the node that it has expired with its next batch of changes,
+// 0.8 s later; deleted before that, it would never hear of it.
+constexpr std::chrono::milliseconds kHeadscaleExpiryGrace{2000};
+// The proof of isolation: until the devices of one user see each other (a join takes about a second), and how long
+// after that they must not have seen the other user's, which is two batches of changes and more.
+constexpr std::chrono::seconds kProofJoinMax{30};
+constexpr std::chrono::milliseconds kProofSettle{2500};
+// Calls waiting for the thread that talks to Headscale: a thousand devices at once, and room.
+constexpr std::size_t kWorkWaitingMax = 4096;
 
 }  // namespace porthole::remote

@@ -32,8 +32,8 @@ std::optional<IpAddress> outbound_address() {
 
 }  // namespace
 
-PublicUrl PublicUrl::parse(const std::string& text) {
-  auto bad = [&](const std::string& why) { return app::CommandError("--public-url " + text + ": " + why, 2); };
+PublicUrl PublicUrl::parse(const std::string& text, std::string_view option) {
+  auto bad = [&](const std::string& why) { return app::CommandError(std::string(option) + " " + text + ": " + why, 2); };
   PublicUrl url;
   std::string_view rest = text;
   if (rest.starts_with("https://")) {

@@ -15,8 +15,9 @@ struct PublicUrl {
   std::string host;  // name or literal, IPv6 without brackets
   std::uint16_t port = 0;
 
-  // "https://name[:port]" or "http://name[:port]", nothing behind it. CommandError (usage) with what is wrong.
-  static PublicUrl parse(const std::string& text);
+  // "https://name[:port]" or "http://name[:port]", nothing behind it. CommandError (usage) with what is wrong, which names
+  // the option.
+  static PublicUrl parse(const std::string& text, std::string_view option = "--public-url");
   // Without --public-url: the listen address; for 0.0.0.0 and ::, this machine's address towards the Internet, else
   // loopback.
   static PublicUrl from_listen(const Endpoint& listen, bool tls);

@@ -81,6 +81,8 @@ Server::Server(asio::io_context& io, ServerOptions options)
   if (e) throw app::CommandError("cannot listen on " + options_.listen.to_string() + ": " + reason(e, "--listen"));
   listen_ = {options_.listen.address, acceptor_.local_endpoint().port()};
 
+  if (!options_.stun_port) return;
+  std::uint16_t wanted = *options_.stun_port;
   // STUN answers on the listener's address; on both families when that is "everything".
   bool everything = options_.listen.address.is_unspecified();
   IpAddress first = everything ? IpAddress::v4(0) : options_.listen.address;
@@ -88,9 +90,9 @@ Server::Server(asio::io_context& io, ServerOptions options)
   for (int i = 0; i < kTries; ++i) {
     stun_sockets_.clear();
     e.clear();
-    auto socket = bind_stun(io_, first, options_.stun_port, e);
+    auto socket = bind_stun(io_, first, wanted, e);
     if (e)
-      throw app::CommandError("cannot answer STUN on UDP port " + std::to_string(options_.stun_port) + ": " +
+      throw app::CommandError("cannot answer STUN on UDP port " + std::to_string(wanted) + ": " +
                               reason(e, "--stun-port"));
     stun_port_ = socket.local_endpoint().port();
     stun_sockets_.push_back(std::move(socket));
@@ -99,7 +101,7 @@ Server::Server(asio::io_context& io, ServerOptions options)
     auto second = bind_stun(io_, IpAddress::v6_bytes(kAny), stun_port_, e);
     if (!e) stun_sockets_.push_back(std::move(second));
     if (e != asio::error::address_in_use) return;  // a machine without IPv6 answers on IPv4 alone
-    if (options_.stun_port != 0) break;
+    if (wanted != 0) break;
   }
   throw app::CommandError("cannot answer STUN on UDP port " + std::to_string(stun_port_) + " (IPv6): " +
                           reason(e, "--stun-port"));
@@ -107,12 +109,13 @@ Server::Server(asio::io_context& io, ServerOptions options)
 
 Server::~Server() = default;
 
-void Server::start(coordinator::Coordinator& coordinator, coordinator::Directory& directory, EnrolmentApi& api,
-                   const crypto::NodePrivate& relay_key) {
-  coordinator_ = &coordinator;
-  directory_ = &directory;
-  api_ = &api;
-  relay_ = std::make_unique<relay::RelayServer>(relay_key, static_cast<relay::Admission&>(*this), rng_, Log::none());
+void Server::start(std::optional<Coordination> coordination, ApiDoor api) {
+  api_ = std::move(api);
+  if (coordination) {
+    coordinator_ = &coordination->coordinator;
+    directory_ = &coordination->directory;
+    relay_ = std::make_unique<relay::RelayServer>(coordination->relay_key, static_cast<relay::Admission&>(*this), rng_, Log::none());
+  }
   accept();
   for (auto& socket : stun_sockets_) receive_stun(socket);
   sweep();
@@ -126,7 +129,7 @@ void Server::stop(std::function<void()> done) {
   for (auto& socket : stun_sockets_) socket.close(ignored);
   sweep_timer_.cancel();
   accept_timer_.cancel();
-  relay_->announce_restart(read_clock().now, 1s, 30s);
+  if (relay_) relay_->announce_restart(read_clock().now, 1s, 30s);
   settle();
   timer_.cancel();
   timer_.expires_after(kStopGrace);
@@ -215,6 +218,7 @@ void Server::sweep() {
 }
 
 void Server::settle() {
+  if (!coordinator_) return;
   settle_again_ = true;
   if (settling_) return;
   settling_ = true;

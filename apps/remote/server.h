@@ -24,9 +24,20 @@ namespace porthole::remote {
 
 struct ServerOptions {
   Endpoint listen;                      // port 0: any
-  std::uint16_t stun_port = 3478;       // 0: any
+  std::optional<std::uint16_t> stun_port = 3478;  // 0: any; absent: no STUN
   boost::asio::ssl::context* tls = nullptr;  // null: plain HTTP
 };
+
+// What is served besides the enrolment API where this service coordinates itself. All must outlive the server.
+struct Coordination {
+  coordinator::Coordinator& coordinator;
+  coordinator::Directory& directory;
+  const crypto::NodePrivate& relay_key;
+};
+
+// Where requests to the enrolment API go. The request's texts are good during the call only; `done` is called once, at once
+// or later, on the server's thread.
+using ApiDoor = std::function<void(const ApiRequest& request, std::function<void(ApiAnswer)> done)>;
 
 class Connection;
 
@@ -37,11 +48,11 @@ class Server final : private relay::Admission {
   ~Server();
 
   Endpoint listen_endpoint() const { return listen_; }
+  // 0: no STUN.
   std::uint16_t stun_port() const { return stun_port_; }
 
-  // Begins to serve. All must outlive the server.
-  void start(coordinator::Coordinator& coordinator, coordinator::Directory& directory, EnrolmentApi& api,
-             const crypto::NodePrivate& relay_key);
+  // Begins to serve. Without coordination: the enrolment API and nothing else.
+  void start(std::optional<Coordination> coordination, ApiDoor api);
   // Stops accepting and closes what is open; `done` runs within kStopGrace or so.
   void stop(std::function<void()> done);
   // To be called after every call into coordinator or directory: moves output, handles events, arms the timer.
@@ -73,7 +84,7 @@ class Server final : private relay::Admission {
 
   coordinator::Coordinator* coordinator_ = nullptr;
   coordinator::Directory* directory_ = nullptr;
-  EnrolmentApi* api_ = nullptr;
+  ApiDoor api_;
   SystemRng rng_;
   std::unique_ptr<relay::RelayServer> relay_;
   relay::StunServer stun_;

@@ -81,8 +81,10 @@ json::object run_command(Service& service, Clock clock, const json::object& comm
     ok["account"] = made->name;
     ok["token"] = made->token.reveal();
   } else if (name == "account_list") {
+    auto list = service.list_accounts(clock);
+    if (!list) return failed(list.error());
     json::array accounts;
-    for (const auto& a : service.list_accounts(clock)) accounts.push_back(to_json(a));
+    for (const auto& a : *list) accounts.push_back(to_json(a));
     ok["accounts"] = std::move(accounts);
   } else if (name == "key_create") {
     coordinator::KeyOptions options;

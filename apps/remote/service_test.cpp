@@ -22,6 +22,7 @@
 #include "control/control_client.h"
 #include "remote/clock.h"
 #include "remote/control_socket.h"
+#include "remote/headscale_for_test.h"
 #include "support/support.h"
 #include "ts2021/json.h"
 #include "wire/http.h"
@@ -127,6 +128,66 @@ class ServiceTest : public testing::Test {
   std::string admin_;
 };
 
+// What both engines promise. With Headscale: a service of our own lets the devices in, and the API of a Headscale stands
+// before it.
+class EngineTest : public ServiceTest, public testing::WithParamInterface<const char*> {
+ protected:
+  EngineTest() {
+    if (GetParam() != std::string_view("headscale_api")) return;
+    ServiceOptions behind;
+    behind.state_dir = dir_ + "/behind";
+    behind.listen = options_.listen;
+    behind.stun_port = 0;
+    behind_ = std::make_unique<RemoteService>(behind);
+    behind_stop_ = ::eventfd(0, EFD_CLOEXEC);
+    behind_thread_ = std::thread([this] { behind_->run(behind_stop_); });
+    fake_ = std::make_unique<FakeHeadscale>(behind.state_dir);
+    app::write_file_atomic(dir_ + "/api.key", FakeHeadscale::kApiKey, 0600);
+    options_.headscale.emplace();
+    options_.headscale->url = fake_->url();
+    options_.headscale->public_url = behind_->url();
+    options_.headscale->api_key_file = dir_ + "/api.key";
+    options_.headscale->proof_settle = std::chrono::milliseconds(200);
+    options_.headscale->expiry_grace = std::chrono::milliseconds(0);
+    options_.on_proof = [this](const Result<IsolationProof>& proof) {
+      std::lock_guard lock(proofs_mutex_);
+      proofs_.push_back(proof ? "" : proof.error().message);
+    };
+  }
+  ~EngineTest() override {
+    stop();
+    fake_.reset();
+    if (!behind_) return;
+    std::uint64_t one = 1;
+    EXPECT_EQ(::write(behind_stop_, &one, sizeof one), static_cast<ssize_t>(sizeof one));
+    behind_thread_.join();
+    ::close(behind_stop_);
+  }
+  // The account's part of names, where devices log in.
+  std::string domain_of(const std::string& account) const { return (fake_ ? "acct-" : "") + account + ".porthole.internal."; }
+  std::vector<std::string> proofs() {
+    std::lock_guard lock(proofs_mutex_);
+    return proofs_;
+  }
+  bool becomes(int status, const std::string& path, const std::string& token = {}) {
+    Instant end = read_clock().now + 20s;
+    while (read_clock().now < end) {
+      if (http("GET", path, token).status == status) return true;
+      std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    }
+    return false;
+  }
+
+  std::unique_ptr<RemoteService> behind_;
+  std::thread behind_thread_;
+  int behind_stop_ = -1;
+  std::unique_ptr<FakeHeadscale> fake_;
+  std::mutex proofs_mutex_;
+  std::vector<std::string> proofs_;  // empty: proved
+};
+INSTANTIATE_TEST_SUITE_P(Engines, EngineTest, testing::Values("embedded", "headscale_api"),
+                         [](const auto& p) { return std::string(p.param); });
+
 TEST_F(ServiceTest, FrontDoor) {
   start();
   auto key = http("GET", "/key?v=131");
@@ -170,14 +231,14 @@ TEST_F(ServiceTest, FrontDoor) {
   EXPECT_NE(two.find("HTTP/1.1 200", 10), std::string::npos);
 }
 
-TEST_F(ServiceTest, EnrolmentOverHttp) {
+TEST_P(EngineTest, EnrolmentOverHttp) {
   start();
   auto made = http("POST", "/api/v1/accounts", admin_, "{\"name\":\"smith\"}");
   ASSERT_EQ(made.status, 201) << made.body;
   std::string token(made.object().at("token").as_string());
   auto key = http("POST", "/api/v1/accounts/smith/devices/tv/key", token);
   ASSERT_EQ(key.status, 201) << key.body;
-  EXPECT_EQ(key.object().at("coordination_url").as_string(), service_->url());
+  EXPECT_EQ(key.object().at("coordination_url").as_string(), fake_ ? behind_->url() : service_->url());
   EXPECT_EQ(http("POST", "/api/v1/accounts/smith/devices/tv/key", token).object().at("key"), key.object().at("key"));
   EXPECT_EQ(http("GET", "/api/v1/accounts", token).status, 403);
   EXPECT_EQ(http("GET", "/api/v1/accounts").status, 401);
@@ -191,7 +252,7 @@ TEST_F(ServiceTest, EnrolmentOverHttp) {
   EXPECT_EQ(http("GET", "/api/v1/accounts", admin_).status, 200);
 }
 
-TEST_F(ServiceTest, AThousandCallsAtOnceGetOneKey) {
+TEST_P(EngineTest, AThousandCallsAtOnceGetOneKey) {
   start();
   ASSERT_EQ(http("POST", "/api/v1/accounts", admin_, "{\"name\":\"smith\"}").status, 201);
   std::vector<std::thread> threads;
@@ -204,6 +265,9 @@ TEST_F(ServiceTest, AThousandCallsAtOnceGetOneKey) {
   for (auto& t : threads) t.join();
   EXPECT_EQ(std::set<std::string>(keys.begin(), keys.end()).size(), 1u);
   EXPECT_EQ(http("GET", "/api/v1/accounts/smith/devices", admin_).object().at("devices").as_array().size(), 1u);
+  if (fake_) {
+    EXPECT_EQ(fake_->keys.size(), 1u);
+  }
 }
 
 TEST_F(ServiceTest, ControlSocketAndDoors) {
@@ -356,38 +420,161 @@ class Joiner {
   std::map<StreamId, int> fds_;
 };
 
-TEST_F(ServiceTest, ControlClientsJoinSeeEachOtherAndAreRevoked) {
+TEST_P(EngineTest, ControlClientsJoinSeeEachOtherAndAreRevoked) {
   start();
   ASSERT_EQ(http("POST", "/api/v1/accounts", admin_, "{\"name\":\"smith\"}").status, 201);
   auto device_key = [&](const std::string& device) {
     return std::string(http("POST", "/api/v1/accounts/smith/devices/" + device + "/key", admin_).object().at("key").as_string());
   };
-  Joiner a(service_->url(), device_key("a"), "alpha");
-  Joiner b(service_->url(), device_key("b"), "beta");
+  const std::string login = service_->coordination_url();
+  Joiner a(login, device_key("a"), "alpha");
+  Joiner b(login, device_key("b"), "beta");
   ASSERT_TRUE(a.run([&] { b.step(); return a.client().netmap().peers().size() == 1 && b.client().netmap().peers().size() == 1; }))
       << to_string(a.client().state());
   EXPECT_EQ(a.client().state(), control::ControlState::kRunning);
   ASSERT_TRUE(a.client().netmap().self());
-  EXPECT_EQ(a.client().netmap().self()->name, "alpha.smith.porthole.internal.");
-  auto devices = http("GET", "/api/v1/accounts/smith/devices", admin_).object();
-  ASSERT_EQ(devices.at("devices").as_array().size(), 2u);
-  EXPECT_EQ(devices.at("devices").as_array()[0].as_object().at("online"), json::value(true));
+  EXPECT_EQ(a.client().netmap().self()->name, "alpha." + domain_of("smith"));
+  // Another account's device sees nobody and is seen by nobody.
+  ASSERT_EQ(http("POST", "/api/v1/accounts", admin_, "{\"name\":\"jones\"}").status, 201);
+  Joiner other(login, std::string(http("POST", "/api/v1/accounts/jones/devices/a/key", admin_).object().at("key").as_string()), "other");
+  ASSERT_TRUE(other.run([&] { return other.client().state() == control::ControlState::kRunning; }));
+  EXPECT_TRUE(other.client().netmap().peers().empty());
+  auto list = [&](const std::string& account) {
+    return http("GET", "/api/v1/accounts/" + account + "/devices", admin_).object().at("devices").as_array();
+  };
+  ASSERT_TRUE(a.run([&] { b.step(); return list("smith").size() == 2 && list("smith")[0].as_object().contains("node") && list("smith")[1].as_object().contains("node"); }));
+  EXPECT_EQ(list("smith")[0].as_object().at("online"), json::value(true));
+  EXPECT_EQ(list("smith")[0].as_object().at("device"), json::value("a"));
+  EXPECT_EQ(list("smith")[0].as_object().at("state"), json::value("enrolled"));
+  EXPECT_EQ(a.client().netmap().peers().size(), 1u);
+  auto joined = http("POST", "/api/v1/accounts/smith/devices/a/key", admin_);
+  EXPECT_EQ(joined.status, 200);
+  EXPECT_EQ(joined.object().at("device").as_object().at("name"), json::value("alpha"));
 
   ASSERT_EQ(http("DELETE", "/api/v1/accounts/smith/devices/b", admin_).status, 204);
   EXPECT_TRUE(a.run([&] { return a.client().netmap().peers().empty(); }));
+  EXPECT_EQ(list("smith").size(), 1u);
+  // It does not come back with its key, and gets another one.
+  EXPECT_EQ(http("DELETE", "/api/v1/accounts/smith/devices/b", admin_).status, 404);
+  EXPECT_EQ(http("POST", "/api/v1/accounts/smith/devices/b/key", admin_).status, 201);
 
   // Interactive: the URL leads to a page, the approval lets it in.
-  Joiner c(service_->url(), "", "gamma");
+  Joiner c(login, "", "gamma");
   ASSERT_TRUE(c.run([&] { return !c.login_url.empty(); }));
-  ASSERT_TRUE(c.login_url.starts_with(service_->url() + "/register/"));
-  auto page = http("GET", c.login_url.substr(service_->url().size()));
-  EXPECT_EQ(page.status, 200);
-  EXPECT_NE(page.body.find("gamma"), std::string::npos);
+  ASSERT_TRUE(c.login_url.starts_with(login + "/register/"));
   std::string id = c.login_url.substr(c.login_url.rfind('/') + 1);
-  EXPECT_NE(page.body.find("porthole remote register approve " + id), std::string::npos);
+  if (!fake_) {
+    auto page = http("GET", c.login_url.substr(login.size()));
+    EXPECT_EQ(page.status, 200);
+    EXPECT_NE(page.body.find("gamma"), std::string::npos);
+    EXPECT_NE(page.body.find("porthole remote register approve " + id), std::string::npos);
+  }
   auto approved = ask_control_socket(options_.state_dir + "/control.sock", {{"command", "approve"}, {"account", "smith"}, {"id", id}}).value();
   EXPECT_TRUE(approved.at("ok").as_bool()) << json::serialize(approved);
   EXPECT_TRUE(c.run([&] { return c.client().state() == control::ControlState::kRunning && c.client().netmap().peers().size() == 1; }));
+}
+
+// ---- Headscale: what can go wrong with it ------------------------------------------------------------------------------
+
+class HeadscaleServiceTest : public EngineTest {};
+INSTANTIATE_TEST_SUITE_P(Headscale, HeadscaleServiceTest, testing::Values("headscale_api"));
+
+TEST_P(HeadscaleServiceTest, ServesTheApiAndNothingElse) {
+  start();
+  EXPECT_EQ(proofs(), std::vector<std::string>{""});
+  EXPECT_EQ(service_->stun_port(), 0);
+  EXPECT_EQ(http("GET", "/health").body, "{\"status\":\"ok\"}");
+  for (const char* path : {"/key?v=131", "/derp", "/derp/probe", "/register/abc", "/ts2021", "/generate_204"})
+    EXPECT_EQ(http("GET", path).status, 404) << path;
+  EXPECT_EQ(http("POST", "/ts2021").status, 404);
+  // Nothing of the proof is left.
+  EXPECT_TRUE(fake_->keys.empty());
+  EXPECT_FALSE(std::filesystem::exists(options_.state_dir + "/proof"));
+  // Two requests on one connection, sent at once: answered in their order.
+  auto two = raw("GET /api/v1/health HTTP/1.1\r\nHost: x\r\n\r\nGET /api/v1/nothing HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+  std::size_t first = two.find("HTTP/1.1 200"), second = two.find("HTTP/1.1 404");
+  EXPECT_NE(first, std::string::npos);
+  EXPECT_NE(second, std::string::npos);
+  EXPECT_LT(first, second);
+  // The store holds no key in clear.
+  ASSERT_EQ(http("POST", "/api/v1/accounts", admin_, "{\"name\":\"smith\"}").status, 201);
+  std::string key(http("POST", "/api/v1/accounts/smith/devices/tv/key", admin_).object().at("key").as_string());
+  for (const char* name : {"/coordinator.db", "/coordinator.db-wal"})
+    EXPECT_EQ(app::read_file(options_.state_dir + name).find(key.substr(key.size() - 64)), std::string::npos) << name;
+  // The directory stays with its engine.
+  stop();
+  ServiceOptions embedded = options_;
+  embedded.headscale.reset();
+  EXPECT_THROW(RemoteService second_service(embedded), app::CommandError);
+  start();
+  EXPECT_EQ(std::string(http("POST", "/api/v1/accounts/smith/devices/tv/key", admin_).object().at("key").as_string()), key);
+}
+
+TEST_P(HeadscaleServiceTest, AnOutageIs503AndEndsByItself) {
+  start();
+  ASSERT_EQ(http("POST", "/api/v1/accounts", admin_, "{\"name\":\"smith\"}").status, 201);
+  std::string key(http("POST", "/api/v1/accounts/smith/devices/tv/key", admin_).object().at("key").as_string());
+  fake_->stop();
+  ASSERT_TRUE(becomes(503, "/api/v1/accounts", admin_));
+  for (auto [method, path] : std::initializer_list<std::pair<const char*, const char*>>{
+           {"GET", "accounts"}, {"POST", "accounts/smith/token"}, {"POST", "accounts/smith/keys"}, {"GET", "accounts/smith/devices"},
+           {"POST", "accounts/smith/devices/tv/key"}, {"DELETE", "accounts/smith/devices/tv"}, {"POST", "accounts/smith/approvals/x"},
+           {"GET", "health"}}) {
+    auto a = http(method, "/api/v1/" + std::string(path), admin_);
+    EXPECT_EQ(a.status, 503) << method << " " << path << " " << a.body;
+    EXPECT_NE(a.body.find("cannot be reached"), std::string::npos) << a.body;
+    EXPECT_EQ(a.headers["Content-Type"], path == std::string_view("health") ? "application/json" : "application/problem+json");
+  }
+  EXPECT_EQ(http("GET", "/api/v1/accounts", "wrong").status, 401);
+  auto command = ask_control_socket(options_.state_dir + "/control.sock", {{"command", "devices_list"}}).value();
+  EXPECT_FALSE(command.at("ok").as_bool());
+  EXPECT_EQ(command.at("code"), json::value("unavailable"));
+  fake_->start();
+  ASSERT_TRUE(becomes(200, "/api/v1/accounts", admin_));
+  EXPECT_EQ(proofs(), (std::vector<std::string>{"", ""})) << "proved again";
+  EXPECT_EQ(std::string(http("POST", "/api/v1/accounts/smith/devices/tv/key", admin_).object().at("key").as_string()), key);
+  // It comes back with everybody in one network: nobody is let in.
+  fake_->stop();
+  ASSERT_TRUE(becomes(503, "/api/v1/accounts", admin_));
+  fake_->flat = true;
+  fake_->start();
+  Instant end = read_clock().now + 20s;
+  while (proofs().size() < 3 && read_clock().now < end) (void)http("GET", "/api/v1/accounts", admin_);
+  ASSERT_EQ(proofs().size(), 3u);
+  EXPECT_NE(proofs()[2].find("see each other"), std::string::npos) << proofs()[2];
+  auto refused = http("POST", "/api/v1/accounts/smith/devices/new/key", admin_);
+  EXPECT_EQ(refused.status, 503);
+  EXPECT_NE(refused.body.find("see each other"), std::string::npos) << refused.body;
+}
+
+TEST_P(HeadscaleServiceTest, DoesNotStartUnproved) {
+  auto refused = [&](std::string_view part) {
+    try {
+      RemoteService service(options_);
+      ADD_FAILURE() << "it starts: " << part;
+    } catch (const app::CommandError& e) {
+      EXPECT_NE(std::string(e.what()).find(part), std::string::npos) << e.what();
+      EXPECT_EQ(e.status(), 1);
+    }
+  };
+  fake_->flat = true;
+  refused("devices of different users see each other");
+  fake_->flat = false;
+  fake_->policy = "{\"acls\":[{\"action\":\"accept\",\"src\":[\"*\"],\"dst\":[\"*:*\"]}]}";
+  refused("does not keep accounts apart");
+  fake_->policy = std::string(kIsolatingPolicy);
+  fake_->version = "v0.27.1";
+  refused("0.27.1");
+  fake_->version = "v0.28.0";
+  fake_->api_key = "another";
+  refused("refuses the API key");
+  fake_->api_key = FakeHeadscale::kApiKey;
+  // Devices that cannot join prove nothing; a stop is not waited for.
+  options_.headscale->public_url = "http://127.0.0.1:1";
+  Instant begin = read_clock().now;
+  options_.stopped = [begin] { return read_clock().now - begin > 500ms; };
+  refused("stopped");
+  EXPECT_LT(read_clock().now - begin, 5s);
 }
 
 // A certificate for "localhost", good for an hour.

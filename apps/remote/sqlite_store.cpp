@@ -27,10 +27,12 @@ CREATE TABLE accounts (
 CREATE TABLE auth_keys (
   id INTEGER PRIMARY KEY, account INTEGER NOT NULL REFERENCES accounts(id), prefix TEXT NOT NULL UNIQUE,
   secret_hash BLOB NOT NULL, device TEXT NOT NULL, reusable INTEGER NOT NULL, ephemeral INTEGER NOT NULL,
-  used INTEGER NOT NULL, revoked INTEGER NOT NULL, created INTEGER NOT NULL, expires INTEGER);
+  used INTEGER NOT NULL, revoked INTEGER NOT NULL, created INTEGER NOT NULL, expires INTEGER,
+  sealed BLOB NOT NULL DEFAULT x'');
 CREATE TABLE devices (
   account INTEGER NOT NULL REFERENCES accounts(id), device TEXT NOT NULL, generation INTEGER NOT NULL,
-  key INTEGER NOT NULL, created INTEGER NOT NULL, PRIMARY KEY (account, device)) WITHOUT ROWID;
+  key INTEGER NOT NULL, created INTEGER NOT NULL, node INTEGER NOT NULL DEFAULT 0,
+  PRIMARY KEY (account, device)) WITHOUT ROWID;
 CREATE TABLE nodes (
   id INTEGER PRIMARY KEY, account INTEGER NOT NULL REFERENCES accounts(id), device TEXT NOT NULL,
   auth_key INTEGER NOT NULL, machine BLOB NOT NULL, node_key BLOB NOT NULL UNIQUE, disco_key BLOB NOT NULL,
@@ -39,6 +41,14 @@ CREATE TABLE nodes (
   created INTEGER NOT NULL, key_expiry INTEGER, last_seen INTEGER,
   UNIQUE (account, machine));
 )sql";
+
+// What made each schema out of the one before: kUpgrades[0] goes from 1 to 2.
+constexpr const char* kUpgrades[] = {
+    // Other engines: keys that cannot be derived, nodes that are kept elsewhere.
+    "ALTER TABLE auth_keys ADD COLUMN sealed BLOB NOT NULL DEFAULT x'';"
+    "ALTER TABLE devices ADD COLUMN node INTEGER NOT NULL DEFAULT 0;",
+};
+static_assert(std::size(kUpgrades) == kSchemaVersion - 1);
 
 }  // namespace
 
@@ -65,7 +75,9 @@ class SqliteStore::Statement {
     return *this;
   }
   Statement& blob(Bytes v) {
-    sqlite3_bind_blob(s_, next_++, v.data(), static_cast<int>(v.size()), SQLITE_TRANSIENT);
+    // A null pointer would be NULL.
+    if (v.empty()) sqlite3_bind_zeroblob(s_, next_++, 0);
+    else sqlite3_bind_blob(s_, next_++, v.data(), static_cast<int>(v.size()), SQLITE_TRANSIENT);
     return *this;
   }
   Statement& time(WallTime v) { return integer(v.unix_ns()); }
@@ -163,6 +175,11 @@ Result<std::unique_ptr<SqliteStore>> SqliteStore::open(const std::string& path) 
   if (wal && found == 0)
     wal = store->run("BEGIN IMMEDIATE;" + std::string(kSchema) + "PRAGMA user_version=" +
                      std::to_string(kSchemaVersion) + ";COMMIT");
+  else if (wal && found < kSchemaVersion) {
+    std::string upgrade = "BEGIN IMMEDIATE;";
+    for (std::int64_t from = found; from < kSchemaVersion; ++from) upgrade += kUpgrades[from - 1];
+    wal = store->run(upgrade + "PRAGMA user_version=" + std::to_string(kSchemaVersion) + ";COMMIT");
+  }
   umask(old);
   if (!wal) return wal.error();
   if (auto s = store->prepare(); !s) return s.error();
@@ -177,9 +194,9 @@ Status SqliteStore::prepare() {
             s.counter.prepare(db_, "UPDATE counters SET value = max(value, ?2) WHERE name = ?1") &&
             s.account.prepare(db_, "INSERT INTO accounts VALUES (?,?,?,?) ON CONFLICT(id) DO UPDATE SET "
                                    "name=excluded.name, token_hash=excluded.token_hash") &&
-            s.key.prepare(db_, "INSERT INTO auth_keys VALUES (?,?,?,?,?,?,?,?,?,?,?) ON CONFLICT(id) DO UPDATE SET "
+            s.key.prepare(db_, "INSERT INTO auth_keys VALUES (?,?,?,?,?,?,?,?,?,?,?,?) ON CONFLICT(id) DO UPDATE SET "
                                "used=excluded.used, revoked=excluded.revoked, expires=excluded.expires") &&
-            s.device.prepare(db_, "INSERT OR REPLACE INTO devices VALUES (?,?,?,?,?)") &&
+            s.device.prepare(db_, "INSERT OR REPLACE INTO devices VALUES (?,?,?,?,?,?)") &&
             s.node.prepare(db_, "INSERT INTO nodes VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?) "
                                 "ON CONFLICT(id) DO UPDATE SET device=excluded.device, auth_key=excluded.auth_key, "
                                 "node_key=excluded.node_key, disco_key=excluded.disco_key, label=excluded.label, "
@@ -222,11 +239,12 @@ Status SqliteStore::write(const StoreChange& change) {
   for (const AuthKeyRecord& r : change.keys)
     if (!s.key.start().integer(r.id).integer(r.account).text(r.prefix).blob(r.secret_hash).text(r.device_id)
              .integer(r.reusable).integer(r.ephemeral).integer(r.used).integer(r.revoked).time(r.created)
-             .time(r.expires).done() ||
+             .time(r.expires).blob(r.sealed).done() ||
         !count("key", r.id))
       return failed("cannot be written");
   for (const DeviceRecord& r : change.devices)
-    if (!s.device.start().integer(r.account).text(r.device_id).integer(r.generation).integer(r.key).time(r.created).done())
+    if (!s.device.start().integer(r.account).text(r.device_id).integer(r.generation).integer(r.key).time(r.created)
+             .integer(r.node).done())
       return failed("cannot be written");
   for (const NodeRecord& r : change.nodes) {
     std::string endpoints;
@@ -287,6 +305,8 @@ Result<StoreSnapshot> SqliteStore::load() {
       r.revoked = q.get_bool();
       r.created = q.get_time();
       r.expires = q.get_optional_time();
+      Bytes sealed = q.get_blob();
+      r.sealed.assign(sealed.begin(), sealed.end());
       out.keys.push_back(std::move(r));
       return {};
     });
@@ -298,6 +318,7 @@ Result<StoreSnapshot> SqliteStore::load() {
       r.generation = q.get_integer();
       r.key = q.get_integer();
       r.created = q.get_time();
+      r.node = q.get_integer();
       out.devices.push_back(std::move(r));
       return {};
     });

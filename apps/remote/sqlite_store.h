@@ -12,7 +12,7 @@ struct sqlite3_stmt;
 namespace porthole::remote {
 
 // The schema this program writes. A file of an older one is brought up to date, a newer one is refused untouched.
-constexpr int kSchemaVersion = 1;
+constexpr int kSchemaVersion = 2;
 
 class SqliteStore final : public coordinator::Store {
  public:

@@ -90,8 +90,9 @@ TEST_P(StoreTest, KeepsWhatItWasGiven) {
   key.device_id = "tv";
   key.ephemeral = true;
   key.created = WallTime::from_unix_s(6);
+  key.sealed = {0, 1, 0};
   change.keys.push_back(key);
-  change.devices.push_back({1, "tv", 2, 3, WallTime::from_unix_s(7)});
+  change.devices.push_back({1, "tv", 2, 3, WallTime::from_unix_s(7), 12});
   change.nodes.push_back(sample_node(7, 1));
   ASSERT_TRUE(store_->commit(change).ok());
   key.used = true;
@@ -176,6 +177,34 @@ TEST(SqliteStore, RefusesANewerSchema) {
   ASSERT_FALSE(opened.ok());
   EXPECT_EQ(opened.error().code, ErrorCode::kUnsupported);
   EXPECT_NE(opened.error().message.find("newer version"), std::string::npos);
+}
+
+TEST(SqliteStore, BringsAnOlderSchemaUpToDate) {
+  TemporaryDir dir;
+  std::string path = dir.file("s.db");
+  SeededRng rng(4);
+  Clock clock{Instant::from_ns(1), WallTime::from_unix_s(1'790'000'000)};
+  std::string key;
+  {
+    auto store = SqliteStore::open(path);
+    auto d = Directory::open({}, **store, rng, Log::none());
+    ASSERT_TRUE((*d)->create_account(clock, "smith").ok());
+    key = (*d)->device_key(clock, "smith", "tv", false)->key.reveal();
+  }
+  // What schema 1 had.
+  sqlite3* db = nullptr;
+  ASSERT_EQ(sqlite3_open(path.c_str(), &db), SQLITE_OK);
+  ASSERT_EQ(sqlite3_exec(db, "ALTER TABLE auth_keys DROP COLUMN sealed; ALTER TABLE devices DROP COLUMN node; PRAGMA user_version=1",
+                         nullptr, nullptr, nullptr), SQLITE_OK) << sqlite3_errmsg(db);
+  sqlite3_close(db);
+  for (int i = 0; i < 2; ++i) {
+    auto store = SqliteStore::open(path);
+    ASSERT_TRUE(store.ok()) << store.error().message;
+    auto d = Directory::open({}, **store, rng, Log::none());
+    ASSERT_TRUE(d.ok()) << d.error().message;
+    EXPECT_EQ((*d)->device_key(clock, "smith", "tv", false)->key.reveal(), key);
+    EXPECT_TRUE((*d)->device_key(clock, "smith", "new" + std::to_string(i), false)->created);
+  }
 }
 
 TEST(SqliteStore, RefusesWhatIsNoDatabase) {

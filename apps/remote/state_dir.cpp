@@ -36,6 +36,18 @@ StateDir::~StateDir() {
   if (lock_fd_ >= 0) ::close(lock_fd_);
 }
 
+bool StateDir::is_headscale() const { return ::access(file("engine").c_str(), F_OK) == 0; }
+
+void StateDir::claim_engine(bool headscale) {
+  if (is_headscale() == headscale) return;
+  if (!headscale)
+    throw app::CommandError("state directory " + path_ + " belongs to a service with --engine headscale-api; choose another one");
+  if (::access(store_path().c_str(), F_OK) == 0)
+    throw app::CommandError("state directory " + path_ + " belongs to a service with the embedded coordinator; choose another one "
+                            "for --engine headscale-api");
+  app::write_file_atomic(file("engine"), "headscale-api\n");
+}
+
 crypto::SecretText StateDir::load_or_create(const std::string& name, const crypto::SecretText& fresh) {
   std::string path = file(name);
   struct stat info {};

@@ -6,6 +6,7 @@
 //   relay.key       identity of the relay
 //   server.secret   device keys are derived from it
 //   admin-token     for the enrolment API; delete it and restart to get a new one
+//   engine          "headscale-api" where Headscale coordinates; not there otherwise
 //   control.sock    where the command line talks to the running service
 #pragma once
 
@@ -28,6 +29,11 @@ class StateDir {
   std::string store_path() const { return file("coordinator.db"); }
   std::string socket_path() const { return file("control.sock"); }
   std::string admin_token_path() const { return file("admin-token"); }
+
+  // Whose accounts these are: the embedded coordinator's, or kept together with Headscale. claim_engine() settles it for a new
+  // directory; CommandError when it belongs to the other.
+  bool is_headscale() const;
+  void claim_engine(bool headscale);
 
   // Each is made at first use and written 0600. CommandError when a file cannot be read or understood.
   crypto::MachinePrivate noise_key();

@@ -20,6 +20,7 @@ struct Issued {
   crypto::SecretText text;
   std::string prefix;
   crypto::Hash32 secret_hash{};
+  ByteVector sealed;  // goes into AuthKeyRecord::sealed
 };
 
 Issued issue_auth_key(Rng& rng);

@@ -34,6 +34,8 @@ std::vector<Endpoint> usable_endpoints(const std::vector<Endpoint>& endpoints) {
 }
 
 bool not_expired(const AuthKeyRecord& key, WallTime wall) { return !key.expires || *key.expires > wall; }
+// Could still admit the device that it belongs to.
+bool live(const AuthKeyRecord& key, WallTime wall) { return !key.revoked && !key.used && not_expired(key, wall); }
 
 }  // namespace
 
@@ -66,7 +68,12 @@ ts2021::Hostinfo hostinfo_for_peers(const ts2021::Hostinfo& hostinfo) {
 // ---- opening -----------------------------------------------------------------------------------------------------
 
 Directory::Directory(DirectoryConfig config, Store& store, Rng& rng, Log& log)
-    : config_(std::move(config)), store_(store), rng_(rng), log_(log) {}
+    : config_(std::move(config)),
+      own_engine_(config_.engine ? nullptr : std::make_unique<EmbeddedEngine>(config_.server_secret.duplicate(), rng)),
+      engine_(config_.engine ? *config_.engine : *own_engine_),
+      store_(store),
+      rng_(rng),
+      log_(log) {}
 
 Result<std::unique_ptr<Directory>> Directory::open(DirectoryConfig config, Store& store, Rng& rng, Log& log) {
   auto snapshot = store.load();
@@ -119,7 +126,7 @@ void Directory::attach(std::unique_ptr<Member> owned) {
   Member* member = owned.get();
   const NodeRecord& r = member->record;
   AccountState& account = accounts_.at(r.account);
-  addresses_.take(r.ipv4);
+  if (r.ipv4.is_v4()) addresses_.take(r.ipv4);
   account.members[r.id] = member;
   account.labels.insert(r.label);
   if (!r.device_id.empty()) account.device_nodes[r.device_id] = member;
@@ -196,6 +203,7 @@ Result<CreatedAccount> Directory::create_account(Clock clock, std::string_view n
     return Error{ErrorCode::kLimit, "there are " + std::to_string(kAccountsMax) + " accounts already, the most there can be"};
   Issued token = issue_token(name, rng_);
   AccountRecord record{last_account_ + 1, std::string(name), clock.wall, token.secret_hash};
+  if (auto s = engine_.open_account(record); !s) return s.error();
   StoreChange change;
   change.accounts.push_back(record);
   if (auto s = commit(change); !s) return s.error();
@@ -218,7 +226,7 @@ Result<CreatedAccount> Directory::replace_token(Clock, std::string_view name) {
   return CreatedAccount{std::string(name), std::move(token.text)};
 }
 
-std::vector<AccountInfo> Directory::list_accounts(Clock) const {
+Result<std::vector<AccountInfo>> Directory::list_accounts(Clock) {
   std::vector<AccountInfo> out;
   for (const auto& [name, id] : account_names_) {
     const AccountState& account = accounts_.at(id);
@@ -265,24 +273,31 @@ Result<KeyInfo> Directory::add_key(Clock clock, AccountState& account, const Key
     return Error{ErrorCode::kLimit, "account \"" + account.record.name + "\" has " + std::to_string(kKeysPerAccountMax) +
                                         " keys, the most there can be"};
 
-  Issued issued;
   std::optional<DeviceRecord> device;
-  if (options.device_id.empty()) {
-    issued = issue_auth_key(rng_);
-  } else {
-    device = DeviceRecord{account.record.id, options.device_id, 1, record.id, clock.wall};
+  if (!options.device_id.empty()) {
+    device = DeviceRecord{account.record.id, options.device_id, 1, record.id, clock.wall, 0};
     if (auto old = account.devices.find(options.device_id); old != account.devices.end()) {
       device->generation = old->second.generation + 1;
       device->created = old->second.created;
-      if (keys_.contains(old->second.key)) change.removed_keys.push_back(old->second.key);
+      device->node = old->second.node;
+      if (const AuthKeyRecord* key = device_key_record(old->second)) {
+        if (live(*key, clock.wall))
+          if (auto s = engine_.retire_key(account.record, *key); !s) return s.error();
+        change.removed_keys.push_back(key->id);
+      }
     }
-    issued = derive_device_key(config_.server_secret, account.record.id, options.device_id, device->generation);
     change.devices.push_back(*device);
   }
-  record.prefix = issued.prefix;
-  record.secret_hash = issued.secret_hash;
+  auto issued = engine_.issue_key(account.record, record, device ? device->generation : 0);
+  if (!issued) return issued.error();
+  record.prefix = issued->prefix;
+  record.secret_hash = issued->secret_hash;
+  record.sealed = std::move(issued->sealed);
   change.keys.push_back(record);
-  if (auto s = commit(change); !s) return s.error();
+  if (auto s = commit(change); !s) {
+    (void)engine_.retire_key(account.record, record);  // nobody has seen it
+    return s.error();
+  }
 
   for (KeyId id : change.removed_keys) {
     auto it = keys_.find(id);
@@ -295,7 +310,7 @@ Result<KeyInfo> Directory::add_key(Clock clock, AccountState& account, const Key
   account.keys.insert(record.id);
   key_prefixes_[record.prefix] = record.id;
   if (device) account.devices[device->device_id] = *device;
-  KeyInfo info{std::move(issued.text), record.expires};
+  KeyInfo info{std::move(issued->text), record.expires};
   keys_[record.id] = std::move(record);
   return info;
 }
@@ -329,12 +344,14 @@ Result<DeviceKey> Directory::device_key(Clock clock, std::string_view name, std:
   if (device != account->devices.end()) {
     const AuthKeyRecord* key = device_key_record(device->second);
     bool joined = account->device_nodes.contains(device_id);
-    bool live = key && !key->revoked && !key->used && not_expired(*key, clock.wall);
+    bool usable = key && live(*key, clock.wall);
     // A node whose node key expired must join again and needs a live key for it; others have what they need.
     bool settled = joined && !account->device_nodes.find(device_id)->second->expired(clock.wall);
-    if (key && (live || settled)) {
-      out.key = derive_device_key(config_.server_secret, account->record.id, device_id, device->second.generation).text;
-      if (live) out.expires = key->expires;
+    if (key && (usable || settled)) {
+      auto text = engine_.key_text(device->second, *key);
+      if (!text) return text.error();
+      out.key = std::move(*text);
+      if (usable) out.expires = key->expires;
       out.device = joined ? describe(clock, *account, *account->device_nodes.find(device_id)->second)
                           : describe(clock, *account, device->second);
       return out;
@@ -363,7 +380,8 @@ DeviceInfo Directory::describe(Clock clock, const AccountState& account, const M
   info.node_id = r.id;
   info.name = r.label;
   info.fqdn = r.label + "." + suffix(account.record);
-  info.addresses = {r.ipv4, r.ipv6};
+  for (const IpAddress& address : {r.ipv4, r.ipv6})
+    if (address.is_valid()) info.addresses.push_back(address);
   info.node_key = r.node_key;
   info.os = r.hostinfo.os;
   info.hostname = r.hostinfo.hostname;
@@ -384,13 +402,12 @@ DeviceInfo Directory::describe(Clock clock, const AccountState& account, const D
   info.device_id = device.device_id;
   info.created = device.created;
   const AuthKeyRecord* key = device_key_record(device);
-  info.state = key && !key->revoked && !key->used && not_expired(*key, clock.wall) ? DeviceState::kInvited
-                                                                                  : DeviceState::kLapsed;
+  info.state = key && live(*key, clock.wall) ? DeviceState::kInvited : DeviceState::kLapsed;
   if (key) info.key_expires = key->expires;
   return info;
 }
 
-Result<std::vector<DeviceInfo>> Directory::devices_list(Clock clock, std::string_view name) const {
+Result<std::vector<DeviceInfo>> Directory::devices_list(Clock clock, std::string_view name) {
   std::vector<DeviceInfo> out;
   auto add = [&](const AccountState& account) {
     for (const auto& [id, member] : account.members) out.push_back(describe(clock, account, *member));
@@ -447,6 +464,10 @@ Status Directory::revoke(Clock clock, std::string_view name, std::string_view id
 
   Match match = matches.front();
   StoreChange change;
+  {
+    const AuthKeyRecord* key = match.device ? device_key_record(*match.device) : nullptr;
+    if (auto s = engine_.revoke(match.account->record, key, match.member ? &match.member->record : nullptr); !s) return s;
+  }
   if (match.device) {
     // The record stays: its generation keeps the next key from being this one.
     if (const AuthKeyRecord* key = device_key_record(*match.device); key && !key->revoked) {
@@ -485,13 +506,77 @@ void Directory::forget(Clock clock, const NodeRecord& record) {
     account.device_nodes.erase(it);
   by_node_key_.erase(record.node_key);
   by_machine_.erase({record.account, record.machine});
-  addresses_.release(record.ipv4);
+  if (record.ipv4.is_v4()) addresses_.release(record.ipv4);
   unsaved_.erase(record.id);
   members_.erase(record.id);
   if (listener_) {
     listener_->node_key_retired(record.node_key);
     listener_->node_removed(clock, record);
   }
+}
+
+// ---- another engine's keys and nodes ---------------------------------------------------------------------------------
+
+Status Directory::mirror(Clock clock, const std::vector<EngineKey>& keys, std::vector<EngineNode> nodes) {
+  StoreChange change;
+  change.durable = false;  // it would only be read again
+  std::map<std::string_view, const EngineKey*> there;
+  for (const EngineKey& key : keys) there[key.prefix] = &key;
+  for (const auto& [id, key] : keys_) {
+    if (!live(key, clock.wall)) continue;
+    AuthKeyRecord now = key;
+    auto it = there.find(key.prefix);
+    if (it == there.end()) now.revoked = true;
+    else if (it->second->used && !key.reusable) now.used = true;
+    else if (!it->second->live) now.expires = clock.wall;
+    if (now != key) change.keys.push_back(std::move(now));
+  }
+
+  std::vector<std::unique_ptr<Member>> members;
+  std::set<NodeId> ids;
+  std::set<NodePublic> node_keys;
+  std::set<std::pair<AccountId, std::string>> taken;  // devices that have their node
+  for (EngineNode& node : nodes) {
+    auto key = key_prefixes_.find(node.key_prefix);
+    const AuthKeyRecord* record = key == key_prefixes_.end() ? nullptr : &keys_.at(key->second);
+    AccountState* account = record ? &accounts_.at(record->account) : find_account(node.account);
+    if (!account || !ids.insert(node.record.id).second || !node_keys.insert(node.record.node_key).second) continue;
+    auto member = std::make_unique<Member>();
+    member->record = std::move(node.record);
+    member->online = node.online;
+    NodeRecord& r = member->record;
+    r.account = account->record.id;
+    DeviceRecord* device = nullptr;
+    if (record && !record->device_id.empty()) {
+      auto it = account->devices.find(record->device_id);
+      if (it != account->devices.end()) device = &it->second;
+    }
+    if (!device)
+      for (auto& [name, candidate] : account->devices)
+        if (candidate.node == r.id) device = &candidate;
+    if (record) r.auth_key = record->id;
+    if (device && taken.insert({r.account, device->device_id}).second) {
+      r.device_id = device->device_id;
+      if (device->node != r.id) {
+        change.devices.push_back(*device);
+        change.devices.back().node = r.id;
+      }
+    }
+    members.push_back(std::move(member));
+  }
+
+  if (!change.keys.empty() || !change.devices.empty())
+    if (auto s = commit(change); !s) return s;
+  for (AuthKeyRecord& key : change.keys) keys_[key.id] = std::move(key);
+  for (DeviceRecord& device : change.devices) accounts_.at(device.account).devices[device.device_id] = device;
+  std::vector<NodeRecord> before;
+  for (const auto& [id, member] : members_) before.push_back(member->record);
+  for (const NodeRecord& record : before) forget(clock, record);
+  for (auto& member : members) {
+    online_ += member->online ? 1u : 0u;
+    attach(std::move(member));
+  }
+  return {};
 }
 
 // ---- what nodes report -----------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@
 // happened. Only soft state (endpoints, home relay, Hostinfo, last seen) goes the other way round and is written within
 // kPersistDelay. Accounts share nothing but the address pool and the id counters.
 //
-// No I/O, no clock. Single-threaded. The listener is told after the change, and must not change the directory.
+// No clock, and no I/O but the store's and the engine's (engine.h). Single-threaded. The listener is told after the change, and must not change the directory.
 #pragma once
 
 #include <map>
@@ -19,6 +19,7 @@
 #include "base/rng.h"
 #include "coordinator/addresses.h"
 #include "coordinator/auth_keys.h"
+#include "coordinator/engine.h"
 #include "coordinator/service.h"
 #include "coordinator/store.h"
 #include "ts2021/messages.h"
@@ -29,6 +30,8 @@ struct DirectoryConfig {
   std::string base_domain = "porthole.internal";  // of all node names; no trailing dot
   std::string public_url;                         // without trailing slash; for login links
   crypto::SecretBytes<32> server_secret;          // device keys are derived from it
+  Engine* engine = nullptr;                       // null: embedded; must outlive the directory
+  bool account_in_names = true;                   // NODE.ACCOUNT.DOMAIN; else NODE.DOMAIN
 };
 
 // What changed about a node, as bits.
@@ -87,16 +90,21 @@ class Directory final : public Service {
   // ---- Service ----
   Result<CreatedAccount> create_account(Clock clock, std::string_view name) override;
   Result<CreatedAccount> replace_token(Clock clock, std::string_view account) override;
-  std::vector<AccountInfo> list_accounts(Clock clock) const override;
+  Result<std::vector<AccountInfo>> list_accounts(Clock clock) override;
   bool has_account(std::string_view account) const override { return find_account(account) != nullptr; }
   std::optional<std::string> account_of_token(std::string_view token) const override;
   Result<KeyInfo> key_create(Clock clock, std::string_view account, const KeyOptions& options) override;
   Result<DeviceKey> device_key(Clock clock, std::string_view account, std::string_view device_id, bool replace) override;
-  Result<std::vector<DeviceInfo>> devices_list(Clock clock, std::string_view account) const override;
+  Result<std::vector<DeviceInfo>> devices_list(Clock clock, std::string_view account) override;
   Status revoke(Clock clock, std::string_view account, std::string_view id) override;
   std::optional<PendingInfo> pending(Clock clock, std::string_view id) const override;
   Result<DeviceInfo> approve(Clock clock, std::string_view account, std::string_view pending_id) override;
   Health health() const override;
+
+  // ---- nodes, where another engine registers them ----
+  // Takes over what it says: all keys, and all nodes of our accounts; whatever is not there is gone. Keys used, ended or
+  // missing there are so here. Node records live in memory only; which device a node belongs to is stored.
+  Status mirror(Clock clock, const std::vector<EngineKey>& keys, std::vector<EngineNode> nodes);
 
   // ---- nodes, for the coordinator ----
   // `machine` is the key that the Noise session proved.
@@ -120,7 +128,9 @@ class Directory final : public Service {
   // The node key's time has come: tells everyone.
   void expiry_reached(Clock clock, Member& member);
 
-  std::string suffix(const AccountRecord& account) const { return account.name + "." + config_.base_domain; }
+  std::string suffix(const AccountRecord& account) const {
+    return config_.account_in_names ? account.name + "." + config_.base_domain : config_.base_domain;
+  }
   std::string fqdn(const Member& member) const;  // with trailing dot
   const DirectoryConfig& config() const { return config_; }
 
@@ -178,6 +188,8 @@ class Directory final : public Service {
   void changed(Clock clock, Member& member, NodeChanges changes, bool soft);
 
   DirectoryConfig config_;
+  std::unique_ptr<Engine> own_engine_;
+  Engine& engine_;
   Store& store_;
   Rng& rng_;
   Log& log_;

@@ -224,5 +224,176 @@ TEST_F(DirectoryTest, StoreFailuresAtEveryStep) {
   }
 }
 
+// ---- another engine ----------------------------------------------------------------------------------------------------
+
+// Notes what it is asked, and refuses when told to.
+class NotingEngine final : public Engine {
+ public:
+  Status open_account(const AccountRecord& a) override { return note("open " + a.name); }
+  Result<Issued> issue_key(const AccountRecord& a, const AuthKeyRecord& key, std::int64_t generation) override {
+    if (auto s = note("issue " + a.name + "/" + key.device_id + " " + std::to_string(generation)); !s) return s.error();
+    Issued out;
+    out.prefix = "theirs-" + std::to_string(++issued);
+    out.text = crypto::SecretText(out.prefix + "-secret");
+    out.sealed = ByteVector{1, 2, 3};
+    return out;
+  }
+  Result<crypto::SecretText> key_text(const DeviceRecord&, const AuthKeyRecord& key) const override {
+    EXPECT_EQ(key.sealed, (ByteVector{1, 2, 3}));
+    return crypto::SecretText(key.prefix + "-secret");
+  }
+  Status retire_key(const AccountRecord&, const AuthKeyRecord& key) override { return note("retire " + key.prefix); }
+  Status revoke(const AccountRecord&, const AuthKeyRecord* key, const NodeRecord* node) override {
+    return note("revoke " + (key ? key->prefix : "-") + " " + (node ? std::to_string(node->id) : "-"));
+  }
+  Status note(std::string what) {
+    if (failure) return *failure;
+    calls.push_back(std::move(what));
+    return {};
+  }
+
+  std::vector<std::string> calls;
+  std::optional<Error> failure;
+  int issued = 0;
+};
+
+EngineNode engine_node(NodeId id, const std::string& account, const std::string& key_prefix) {
+  EngineNode n;
+  n.account = account;
+  n.key_prefix = key_prefix;
+  n.online = true;
+  n.record.id = id;
+  std::array<std::uint8_t, 32> raw{};
+  store_be<std::uint64_t>(raw.data(), static_cast<std::uint64_t>(id));
+  n.record.machine = MachinePublic(raw);
+  n.record.node_key = NodePublic(raw);
+  n.record.ipv4 = IpAddress::v4(0x64400000u + static_cast<std::uint32_t>(id));
+  n.record.label = "node" + std::to_string(id);
+  return n;
+}
+
+class OtherEngineTest : public testing::Test {
+ protected:
+  OtherEngineTest() { open(); }
+  void open() {
+    DirectoryConfig config;
+    config.engine = &engine_;
+    config.account_in_names = false;
+    config.base_domain = "tail.example";
+    auto opened = Directory::open(std::move(config), store_, rng_, Log::none());
+    directory_ = std::move(*opened);
+  }
+  std::vector<DeviceInfo> devices() { return *directory_->devices_list(clock_, ""); }
+  std::string key(const std::string& device) {
+    auto k = directory_->device_key(clock_, "smith", device, false);
+    return k ? std::string(k->key.reveal()) : k.error().message;
+  }
+
+  SeededRng rng_{3};
+  MemoryStore store_;
+  NotingEngine engine_;
+  std::unique_ptr<Directory> directory_;
+  Clock clock_{Instant::from_ns(1'000'000'000), WallTime::from_unix_s(1'790'000'000)};
+};
+
+TEST_F(OtherEngineTest, IsAskedBeforeAnythingIsStored) {
+  engine_.failure = Error{ErrorCode::kUnavailable, "it is away"};
+  EXPECT_EQ(directory_->create_account(clock_, "smith").error().code, ErrorCode::kUnavailable);
+  EXPECT_FALSE(directory_->has_account("smith"));
+  engine_.failure.reset();
+  ASSERT_TRUE(directory_->create_account(clock_, "smith").ok());
+  engine_.failure = Error{ErrorCode::kUnavailable, "it is away"};
+  EXPECT_EQ(key("tv"), "it is away");
+  EXPECT_TRUE(devices().empty());
+  engine_.failure.reset();
+  EXPECT_EQ(key("tv"), "theirs-1-secret");
+  EXPECT_EQ(key("tv"), "theirs-1-secret");
+  EXPECT_EQ(devices().size(), 1u);
+  engine_.failure = Error{ErrorCode::kUnavailable, "it is away"};
+  EXPECT_EQ(directory_->revoke(clock_, "smith", "tv").error().code, ErrorCode::kUnavailable);
+  EXPECT_EQ(devices()[0].state, DeviceState::kInvited);
+  engine_.failure.reset();
+  // What cannot be stored is taken back.
+  store_.fail_with(Error{ErrorCode::kIo, "disk full"});
+  EXPECT_EQ(key("pad"), "disk full");
+  store_.fail_with(std::nullopt);
+  open();
+  EXPECT_EQ(key("tv"), "theirs-1-secret") << "kept over a restart";
+  ASSERT_TRUE(directory_->revoke(clock_, "smith", "tv").ok());
+  EXPECT_EQ(key("tv"), "theirs-3-secret");
+  // A key with other properties replaces the one that waits.
+  KeyOptions options;
+  options.device_id = "tv";
+  options.lifetime = 1h;
+  ASSERT_TRUE(directory_->key_create(clock_, "smith", options).ok());
+  EXPECT_EQ(engine_.calls, (std::vector<std::string>{"open smith", "issue smith/tv 1", "issue smith/pad 1", "retire theirs-2", "revoke theirs-1 -",
+                                                     "issue smith/tv 2", "retire theirs-3", "issue smith/tv 3"}));
+}
+
+TEST_F(OtherEngineTest, WhatItKnowsIsMirrored) {
+  ASSERT_TRUE(directory_->create_account(clock_, "smith").ok());
+  ASSERT_TRUE(directory_->create_account(clock_, "jones").ok());
+  (void)key("tv");
+  std::vector<EngineKey> keys{{"theirs-1", true, true}, {"somebody's", false, true}};
+  // The device's node by its key, even if it was tagged away from its user; one that joined by hand; one of no account.
+  ASSERT_TRUE(directory_->mirror(clock_, keys, {engine_node(7, "", "theirs-1"), engine_node(8, "jones", ""), engine_node(9, "", ""), engine_node(10, "x", "y")}).ok());
+  auto list = devices();
+  ASSERT_EQ(list.size(), 2u);
+  EXPECT_EQ(list[0].account, "jones");
+  EXPECT_EQ(list[0].device_id, "");
+  EXPECT_EQ(list[1].account, "smith");
+  EXPECT_EQ(list[1].device_id, "tv");
+  EXPECT_EQ(list[1].state, DeviceState::kEnrolled);
+  EXPECT_EQ(list[1].fqdn, "node7.tail.example");
+  EXPECT_EQ(list[1].addresses.size(), 1u) << "there is no IPv6 here";
+  EXPECT_EQ(key("tv"), "theirs-1-secret") << "spent, and its own";
+  EXPECT_EQ((*directory_->list_accounts(clock_))[1].online, 1u);
+  // The key is not told any more, and the service was restarted: the device's node is remembered.
+  open();
+  ASSERT_TRUE(directory_->mirror(clock_, keys, {engine_node(7, "smith", "")}).ok());
+  EXPECT_EQ(devices()[0].device_id, "tv");
+  // Nodes and keys that are gone there are gone here.
+  ASSERT_TRUE(directory_->mirror(clock_, keys, {}).ok());
+  EXPECT_EQ(directory_->node_count(), 0u);
+  EXPECT_EQ(key("tv"), "theirs-2-secret");
+  ASSERT_TRUE(directory_->mirror(clock_, {{"theirs-2", false, false}}, {}).ok());
+  EXPECT_EQ(devices()[0].state, DeviceState::kLapsed);
+  EXPECT_EQ(key("tv"), "theirs-3-secret") << "it had expired there";
+  ASSERT_TRUE(directory_->mirror(clock_, {}, {}).ok());
+  EXPECT_EQ(key("tv"), "theirs-4-secret") << "it was deleted there";
+}
+
+TEST_F(OtherEngineTest, NonsenseInTheMirrorDoesNoHarm) {
+  ASSERT_TRUE(directory_->create_account(clock_, "smith").ok());
+  (void)key("tv");
+  for (std::uint64_t seed = 1; seed <= 300; ++seed) {
+    SeededRng rng(seed);
+    std::vector<EngineKey> keys;
+    std::vector<EngineNode> nodes;
+    std::uint8_t raw[64];
+    rng.fill(raw);
+    for (std::size_t i = 0; i < raw[0] % 8u; ++i) keys.push_back({"theirs-" + std::to_string(raw[i + 1] % 3), (raw[i + 1] & 4) != 0, (raw[i + 1] & 8) != 0});
+    for (std::size_t i = 0; i < raw[10] % 16u; ++i) {
+      // Ids, keys, addresses and labels that are not unique, in any combination.
+      EngineNode n = engine_node(raw[i + 11] % 4 + 1, raw[i + 11] & 8 ? "smith" : "", "theirs-" + std::to_string(raw[i + 30] % 3));
+      if (raw[i + 30] & 4) n.record.node_key = engine_node(raw[i + 30] % 5 + 1, "", "").record.node_key;
+      if (raw[i + 30] & 8) n.record.machine = MachinePublic();
+      if (raw[i + 30] & 16) n.record.ipv4 = IpAddress();
+      if (raw[i + 30] & 32) n.record.label.clear();
+      nodes.push_back(std::move(n));
+    }
+    ASSERT_TRUE(directory_->mirror(clock_, keys, std::move(nodes)).ok());
+    std::set<NodeId> ids;
+    std::set<std::string> with_node;
+    for (const DeviceInfo& d : devices()) {
+      if (d.node_id == 0) continue;
+      EXPECT_TRUE(ids.insert(d.node_id).second);
+      if (d.device_id.empty()) continue;
+      EXPECT_TRUE(with_node.insert(d.device_id).second) << "two nodes of one device";
+    }
+    EXPECT_EQ(ids.size(), directory_->node_count());
+  }
+}
+
 }  // namespace
 }  // namespace porthole::coordinator

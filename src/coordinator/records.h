@@ -43,6 +43,7 @@ struct AuthKeyRecord {
   bool revoked = false;
   WallTime created;
   std::optional<WallTime> expires;
+  ByteVector sealed;             // the text, encrypted, where it can neither be derived nor asked for again; else empty
   friend bool operator==(const AuthKeyRecord&, const AuthKeyRecord&) = default;
 };
 
@@ -52,6 +53,7 @@ struct DeviceRecord {
   std::int64_t generation = 0;  // of its key: the text is derived from account, device and generation
   KeyId key = 0;                // the key of that generation
   WallTime created;
+  NodeId node = 0;              // its node, where another engine keeps the nodes; else 0
   friend bool operator==(const DeviceRecord&, const DeviceRecord&) = default;
 };
 

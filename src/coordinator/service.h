@@ -2,7 +2,8 @@
 // spellings of this interface; who may call what is decided above it (an account's token acts on its account only).
 //
 // Every answer is final: what it reports is stored. Errors are sentences for a person: kInvalid (malformed argument),
-// kNotFound, kAlreadyExists, kLimit (a bound was reached), kIo (the store could not be written; nothing was changed).
+// kNotFound, kAlreadyExists, kLimit (a bound was reached), kIo (the store could not be written; nothing was changed),
+// kUnavailable (what coordinates elsewhere cannot be reached or relied on now; nothing is stored, try again).
 #pragma once
 
 #include <optional>
@@ -104,7 +105,7 @@ class Service {
   // Replaces the account's token; the old one dies at once.
   virtual Result<CreatedAccount> replace_token(Clock clock, std::string_view account) = 0;
   // By name.
-  virtual std::vector<AccountInfo> list_accounts(Clock clock) const = 0;
+  virtual Result<std::vector<AccountInfo>> list_accounts(Clock clock) = 0;
   virtual bool has_account(std::string_view account) const = 0;
   // Name of the account this token belongs to.
   virtual std::optional<std::string> account_of_token(std::string_view token) const = 0;
@@ -117,7 +118,7 @@ class Service {
                                        bool replace = false) = 0;
 
   // By node id, devices that have not joined behind. Empty account: all.
-  virtual Result<std::vector<DeviceInfo>> devices_list(Clock clock, std::string_view account) const = 0;
+  virtual Result<std::vector<DeviceInfo>> devices_list(Clock clock, std::string_view account) = 0;
   // A device id or a node id in decimal. Its node is deleted, its peers drop it at once, its keys die; a new key is
   // needed to come back. Empty account: any account, unless the id is ambiguous.
   virtual Status revoke(Clock clock, std::string_view account, std::string_view id) = 0;
