@@ -161,6 +161,15 @@ TEST(CApi, NullArgumentsAreErrors) {
   EXPECT_EQ(porthole_event_fd(nullptr), -1);
   EXPECT_EQ(porthole_listen(nullptr, 80, &e), nullptr);
   EXPECT_EQ(porthole_listen(nullptr, 80, nullptr), nullptr);
+  EXPECT_EQ(porthole_listener_fd(nullptr), -1);
+  std::size_t size = 0;
+  char byte = 0;
+  EXPECT_EQ(porthole_receive_from(-1, 0, &byte, 1, &size, nullptr, 0, &e), PORTHOLE_ERROR_INVALID);
+  EXPECT_EQ(porthole_receive_from(0, 0, nullptr, 1, &size, nullptr, 0, &e), PORTHOLE_ERROR_INVALID);
+  EXPECT_EQ(porthole_receive_from(0, 0, &byte, 1, nullptr, nullptr, 0, nullptr), PORTHOLE_ERROR_INVALID);
+  EXPECT_EQ(porthole_send_to(-1, "100.64.0.1:1", &byte, 1, &e), PORTHOLE_ERROR_INVALID);
+  EXPECT_EQ(porthole_send_to(0, nullptr, &byte, 1, &e), PORTHOLE_ERROR_INVALID);
+  EXPECT_EQ(porthole_send_to(0, "100.64.0.1:1", nullptr, 1, nullptr), PORTHOLE_ERROR_INVALID);
   TempDir dir;
   Node node(dir.file("n"), kNobody);
   ASSERT_TRUE(node.p) << node.error.message;
@@ -177,6 +186,9 @@ TEST(CApi, NullArgumentsAreErrors) {
         EXPECT_EQ(porthole_dial(n, "tcp", "x:1", 0, &fd, out), PORTHOLE_ERROR_INVALID);
         EXPECT_EQ(porthole_expose(n, 1, "127.0.0.1:1", 0, out), PORTHOLE_ERROR_INVALID);
         EXPECT_EQ(porthole_exposed_peer(n, 1, &text, out), PORTHOLE_ERROR_INVALID);
+        EXPECT_EQ(porthole_expose_udp(n, 1, "127.0.0.1:1", 0, out), PORTHOLE_ERROR_INVALID);
+        EXPECT_EQ(porthole_exposed_udp_peer(n, 1, &text, out), PORTHOLE_ERROR_INVALID);
+        EXPECT_EQ(porthole_listen_packet(n, 1, &fd, out), PORTHOLE_ERROR_INVALID);
         EXPECT_EQ(porthole_ping(n, "x", 0, &text, out), PORTHOLE_ERROR_INVALID);
         EXPECT_EQ(porthole_netcheck(n, 0, &text, out), PORTHOLE_ERROR_INVALID);
         EXPECT_EQ(porthole_set_log_fd(n, -1, out), PORTHOLE_ERROR_INVALID);
@@ -191,6 +203,9 @@ TEST(CApi, NullArgumentsAreErrors) {
       EXPECT_EQ(porthole_accept(nullptr, 0, &fd, nullptr, 0, out), PORTHOLE_ERROR_INVALID);
       EXPECT_EQ(porthole_expose(n, 1, nullptr, 0, out), PORTHOLE_ERROR_INVALID);
       EXPECT_EQ(porthole_exposed_peer(n, 1, nullptr, out), PORTHOLE_ERROR_INVALID);
+      EXPECT_EQ(porthole_expose_udp(n, 1, nullptr, 0, out), PORTHOLE_ERROR_INVALID);
+      EXPECT_EQ(porthole_exposed_udp_peer(n, 1, nullptr, out), PORTHOLE_ERROR_INVALID);
+      EXPECT_EQ(porthole_listen_packet(n, 1, nullptr, out), PORTHOLE_ERROR_INVALID);
       EXPECT_EQ(porthole_ping(n, nullptr, 0, &text, out), PORTHOLE_ERROR_INVALID);
       EXPECT_EQ(porthole_ping(n, "x", 0, nullptr, out), PORTHOLE_ERROR_INVALID);
       EXPECT_EQ(porthole_netcheck(n, 0, nullptr, out), PORTHOLE_ERROR_INVALID);
@@ -302,9 +317,11 @@ TEST(CApi, NodesThatAreNotConnectedAnswerInWords) {
   char* text = nullptr;
   EXPECT_LT(porthole_ping(node.p, "home", 50, &text, &e), 0);
   EXPECT_EQ(text, nullptr);
-  EXPECT_EQ(porthole_dial(node.p, "udp", "home:80", 50, &fd, &e), PORTHOLE_ERROR_UNSUPPORTED);
+  EXPECT_EQ(porthole_dial(node.p, "udp", "home:80", 50, &fd, &e), PORTHOLE_ERROR_TIMEOUT);
+  for (const char* bad : {"", "sctp", "tcp5", "udp46", "unix"}) EXPECT_EQ(porthole_dial(node.p, bad, "home:80", 50, &fd, &e), PORTHOLE_ERROR_UNSUPPORTED) << bad;
   for (const char* bad : {"", "home", "home:", ":80", "home:0", "home:99999", "home:80x", "fd7a::1:80"}) {
     EXPECT_EQ(porthole_dial(node.p, "tcp", bad, 50, &fd, &e), PORTHOLE_ERROR_INVALID) << bad;
+    EXPECT_EQ(porthole_dial(node.p, "udp", bad, 50, &fd, &e), PORTHOLE_ERROR_INVALID) << bad;
     EXPECT_EQ(fd, -1);
   }
   porthole_proxy proxy{};
@@ -317,6 +334,21 @@ TEST(CApi, NodesThatAreNotConnectedAnswerInWords) {
   EXPECT_LT(porthole_expose(node.p, 80, "127.0.0.1:81", 0, &e), 0) << "the port is taken";
   EXPECT_EQ(porthole_listen(node.p, 80, &e), nullptr) << "the port is taken";
   EXPECT_EQ(porthole_exposed_peer(node.p, 1, &text, &e), PORTHOLE_ERROR_NOT_FOUND);
+  EXPECT_EQ(porthole_expose_udp(node.p, 80, "nonsense", 0, &e), PORTHOLE_ERROR_INVALID);
+  EXPECT_EQ(porthole_expose_udp(node.p, 0, "127.0.0.1:80", 0, &e), PORTHOLE_ERROR_INVALID);
+  EXPECT_EQ(porthole_expose_udp(node.p, 80, "127.0.0.1:80", -1, &e), PORTHOLE_ERROR_INVALID);
+  EXPECT_EQ(porthole_expose_udp(node.p, 80, "127.0.0.1:80", 0, &e), PORTHOLE_OK) << "UDP ports are others than TCP ports: " << e.message;
+  EXPECT_EQ(porthole_expose_udp(node.p, 80, "127.0.0.1:81", 0, &e), PORTHOLE_ERROR_EXISTS);
+  EXPECT_EQ(porthole_listen_packet(node.p, 80, &fd, &e), PORTHOLE_ERROR_EXISTS);
+  EXPECT_EQ(porthole_exposed_udp_peer(node.p, 1, &text, &e), PORTHOLE_ERROR_NOT_FOUND);
+  int plain[2];
+  ASSERT_EQ(::pipe2(plain, O_CLOEXEC), 0);
+  std::size_t size = 0;
+  EXPECT_LT(porthole_receive_from(plain[0], 0, text, 0, &size, nullptr, 0, &e), 0) << "not a socket";
+  EXPECT_EQ(porthole_send_to(plain[1], "home:80", "x", 1, &e), PORTHOLE_ERROR_INVALID);
+  EXPECT_LT(porthole_send_to(plain[1], "100.64.0.2:80", "x", 1, &e), 0);
+  ::close(plain[0]);
+  ::close(plain[1]);
   EXPECT_LT(porthole_set_log_fd(node.p, 1'000'000, &e), 0);
 }
 
@@ -344,12 +376,16 @@ TEST(CApi, CloseEndsEveryCallUnderWay) {
   porthole_node* p = node.p;
   porthole_listener* listener = porthole_listen(p, 80, nullptr);
   ASSERT_TRUE(listener);
+  int packets = -1;
+  ASSERT_EQ(porthole_listen_packet(p, 80, &packets, nullptr), PORTHOLE_OK);
   std::atomic<int> begun{0};
   std::vector<std::function<int()>> calls = {
       [&] { return porthole_wait_running(p, -1, nullptr); },
       [&] { return porthole_wait_peer(p, "home", -1, nullptr); },
       [&] { int fd; return porthole_dial(p, "tcp", "home:80", -1, &fd, nullptr); },
       [&] { int fd; return porthole_accept(listener, -1, &fd, nullptr, 0, nullptr); },
+      [&] { int fd; return porthole_dial(p, "udp", "home:80", -1, &fd, nullptr); },
+      [&] { std::size_t size; return porthole_receive_from(packets, -1, nullptr, 0, &size, nullptr, 0, nullptr); },
       [&] { char* t; return porthole_netcheck(p, -1, &t, nullptr); },
       [&] {
         for (;;) {
@@ -382,9 +418,10 @@ TEST(CApi, CloseEndsEveryCallUnderWay) {
   EXPECT_LT(Clock::now() - start, std::chrono::seconds(10));
   for (std::size_t i = 0; i < results.size(); ++i) {
     // The network check may have found out, before, that there is no network.
-    if (i == 4 && results[i] == PORTHOLE_OK) continue;
+    if (i == 6 && results[i] == PORTHOLE_OK) continue;
     EXPECT_EQ(results[i], PORTHOLE_ERROR_CANCELLED) << "call " << i;
   }
+  ::close(packets);
   porthole_listener_close(listener);
 }
 
@@ -394,6 +431,8 @@ TEST(CApi, CallsOnAClosedNodeAreErrors) {
   ASSERT_TRUE(node.p);
   porthole_node* p = node.p;
   porthole_listener* listener = porthole_listen(p, 80, nullptr);
+  int packets = -1;
+  ASSERT_EQ(porthole_listen_packet(p, 80, &packets, nullptr), PORTHOLE_OK);
   node.close();
   porthole_close(p);
   porthole_error e{};
@@ -411,7 +450,16 @@ TEST(CApi, CallsOnAClosedNodeAreErrors) {
   EXPECT_EQ(porthole_listen(p, 81, &e), nullptr);
   EXPECT_EQ(e.code, PORTHOLE_ERROR_CANCELLED);
   EXPECT_EQ(porthole_accept(listener, -1, &fd, nullptr, 0, &e), PORTHOLE_ERROR_CANCELLED);
+  EXPECT_TRUE(readable(porthole_listener_fd(listener), 0)) << "whoever polls it must hear that it is over";
+  EXPECT_EQ(porthole_accept(listener, 0, &fd, nullptr, 0, &e), PORTHOLE_ERROR_CANCELLED);
   EXPECT_EQ(porthole_expose(p, 1, "127.0.0.1:1", 0, &e), PORTHOLE_ERROR_CANCELLED);
+  EXPECT_EQ(porthole_expose_udp(p, 1, "127.0.0.1:1", 0, &e), PORTHOLE_ERROR_CANCELLED);
+  EXPECT_EQ(porthole_listen_packet(p, 1, &fd, &e), PORTHOLE_ERROR_CANCELLED);
+  EXPECT_EQ(porthole_exposed_udp_peer(p, 1, &text, &e), PORTHOLE_ERROR_CANCELLED);
+  std::size_t size = 0;
+  EXPECT_EQ(porthole_receive_from(packets, -1, nullptr, 0, &size, nullptr, 0, &e), PORTHOLE_ERROR_CANCELLED);
+  EXPECT_EQ(porthole_send_to(packets, "100.64.0.1:1", "x", 1, &e), PORTHOLE_ERROR_CANCELLED);
+  ::close(packets);
   EXPECT_EQ(porthole_ping(p, "x", -1, &text, &e), PORTHOLE_ERROR_CANCELLED);
   EXPECT_EQ(porthole_netcheck(p, -1, &text, &e), PORTHOLE_ERROR_CANCELLED);
   EXPECT_EQ(porthole_set_log_fd(p, -1, &e), PORTHOLE_ERROR_CANCELLED);
@@ -554,6 +602,100 @@ TEST_F(TwoNodes, DialListenAccept) {
   EXPECT_EQ(porthole_dial(a_->p, "tcp", peer("80").c_str(), kSoonMs, &out, &e_), PORTHOLE_ERROR_REFUSED) << e_.message;
   EXPECT_EQ(porthole_dial(a_->p, "tcp", "no-such-device:80", kSoonMs, &out, &e_), PORTHOLE_ERROR_NOT_FOUND) << e_.message;
   EXPECT_EQ(porthole_dial(a_->p, "tcp", "100.127.0.99:80", kSoonMs, &out, &e_), PORTHOLE_ERROR_UNAVAILABLE) << e_.message;
+}
+
+TEST_F(TwoNodes, ListenerDescriptorSaysWhenAcceptAnswers) {
+  porthole_listener* listener = porthole_listen(b_->p, 80, &e_);
+  ASSERT_TRUE(listener) << e_.message;
+  int ready = porthole_listener_fd(listener);
+  EXPECT_FALSE(readable(ready, 0));
+  int fd = -1;
+  EXPECT_EQ(porthole_accept(listener, 0, &fd, nullptr, 0, &e_), PORTHOLE_ERROR_TIMEOUT);
+  int out[3];
+  for (int& o : out) ASSERT_EQ(porthole_dial(a_->p, "tcp", peer("80").c_str(), kSoonMs, &o, &e_), PORTHOLE_OK) << e_.message;
+  for (int i = 0; i < 3; ++i) {
+    ASSERT_TRUE(readable(ready, kSoonMs));
+    ASSERT_EQ(porthole_accept(listener, 0, &fd, nullptr, 0, &e_), PORTHOLE_OK) << e_.message;
+    ::close(fd);
+  }
+  EXPECT_FALSE(readable(ready, 0));
+  for (int o : out) ::close(o);
+  porthole_listener_close(listener);
+  EXPECT_EQ(porthole_listener_fd(listener), -1);
+}
+
+TEST_F(TwoNodes, DatagramsBothWaysOverIpv4AndIpv6) {
+  int packets = -1;
+  ASSERT_EQ(porthole_listen_packet(b_->p, 53, &packets, &e_), PORTHOLE_OK) << e_.message;
+  for (const char* network : {"udp", "udp4", "udp6"}) {
+    int fd = -1;
+    ASSERT_EQ(porthole_dial(a_->p, network, peer("53").c_str(), kSoonMs, &fd, &e_), PORTHOLE_OK) << e_.message;
+    ASSERT_EQ(::send(fd, "ask", 3, MSG_NOSIGNAL), 3);
+    char block[2000], from[64] = "";
+    std::size_t size = 0;
+    ASSERT_EQ(porthole_receive_from(packets, kSoonMs, block, sizeof block, &size, from, sizeof from, &e_), PORTHOLE_OK) << e_.message;
+    EXPECT_EQ(std::string(block, size), "ask");
+    EXPECT_EQ(from[0], std::strcmp(network, "udp6") == 0 ? '[' : '1') << from;
+    std::string longest(from[0] == '[' ? PORTHOLE_DATAGRAM_MAX_IPV6 : PORTHOLE_DATAGRAM_MAX_IPV4, 'x');
+    ASSERT_EQ(porthole_send_to(packets, from, longest.data(), longest.size(), &e_), PORTHOLE_OK) << e_.message;
+    EXPECT_EQ(porthole_send_to(packets, from, block, longest.size() + 1, &e_), PORTHOLE_ERROR_LIMIT);
+    ASSERT_TRUE(readable(fd, kSoonMs));
+    EXPECT_EQ(::recv(fd, block, sizeof block, 0), static_cast<ssize_t>(longest.size()));
+    ::close(fd);
+  }
+  int fd = -1;
+  EXPECT_EQ(porthole_dial(a_->p, "udp", "no-such-device:53", kSoonMs, &fd, &e_), PORTHOLE_ERROR_NOT_FOUND) << e_.message;
+  // TCP to the IPv6 address of a name.
+  porthole_listener* listener = porthole_listen(b_->p, 80, &e_);
+  ASSERT_EQ(porthole_dial(a_->p, "tcp6", peer("80").c_str(), kSoonMs, &fd, &e_), PORTHOLE_OK) << e_.message;
+  int in = -1;
+  char from[64] = "";
+  ASSERT_EQ(porthole_accept(listener, kSoonMs, &in, from, sizeof from, &e_), PORTHOLE_OK);
+  EXPECT_EQ(std::string(from).substr(0, 6), "[fd7a:");
+  ::close(in);
+  ::close(fd);
+  porthole_listener_close(listener);
+  // The app's end hears that its node is gone.
+  ASSERT_EQ(porthole_dial(a_->p, "udp", peer("53").c_str(), kSoonMs, &fd, &e_), PORTHOLE_OK);
+  a_->close();
+  char c;
+  ASSERT_TRUE(readable(fd, kSoonMs));
+  EXPECT_EQ(::recv(fd, &c, 1, 0), 0);
+  ::close(fd);
+  ::close(packets);
+}
+
+TEST_F(TwoNodes, ExposedUdpService) {
+  int service = ::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+  sockaddr_in at{};
+  at.sin_family = AF_INET;
+  at.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t length = sizeof at;
+  ASSERT_EQ(::bind(service, reinterpret_cast<sockaddr*>(&at), sizeof at), 0);
+  ASSERT_EQ(::getsockname(service, reinterpret_cast<sockaddr*>(&at), &length), 0);
+  ASSERT_EQ(porthole_expose_udp(b_->p, 53, ("127.0.0.1:" + std::to_string(ntohs(at.sin_port))).c_str(), 0, &e_), PORTHOLE_OK) << e_.message;
+  int fds[2];
+  for (int i = 0; i < 2; ++i) {
+    ASSERT_EQ(porthole_dial(a_->p, i == 0 ? "udp4" : "udp6", peer("53").c_str(), kSoonMs, &fds[i], &e_), PORTHOLE_OK) << e_.message;
+    ASSERT_EQ(::send(fds[i], "ask", 3, MSG_NOSIGNAL), 3);
+    char block[100];
+    ASSERT_TRUE(readable(service, kSoonMs));
+    ASSERT_EQ(::recvfrom(service, block, sizeof block, 0, reinterpret_cast<sockaddr*>(&at), &length), 3);
+    std::string answer = "answer " + std::to_string(i);
+    ::sendto(service, answer.data(), answer.size(), 0, reinterpret_cast<sockaddr*>(&at), length);
+    ASSERT_TRUE(readable(fds[i], kSoonMs));
+    EXPECT_EQ(std::string(block, static_cast<std::size_t>(::recv(fds[i], block, sizeof block, 0))), answer);
+    char* text = nullptr;
+    ASSERT_EQ(porthole_exposed_udp_peer(b_->p, ntohs(at.sin_port), &text, &e_), PORTHOLE_OK) << e_.message;
+    EXPECT_EQ(take_json(text).at("peer").as_string(), name_ + "a");
+  }
+  for (int fd : fds) ::close(fd);
+  ::close(service);
+  char* text = nullptr;
+  ASSERT_EQ(porthole_status_json(b_->p, &text, &e_), PORTHOLE_OK);
+  json::object status = take_json(text);
+  EXPECT_EQ(status.at("counters").at("datagrams").at("to_app").to_number<int>(), 2);
+  EXPECT_EQ(status.at("counters").at("datagrams").at("from_app").to_number<int>(), 2);
 }
 
 TEST_F(TwoNodes, LoopbackAndExpose) {

@@ -12,7 +12,6 @@ namespace porthole::runtime {
 namespace {
 namespace json = boost::json;
 
-constexpr std::size_t kScratchBytes = 64 * 1024;
 constexpr Duration kAddressDebounce = 1s;       // a link change comes as a burst of messages
 constexpr Duration kRebindEvery = 5s;           // at most, on send errors
 constexpr int kRoundsPerTurn = 64;
@@ -131,7 +130,7 @@ void NodeRuntime::Loop::run() {
     Instant until = std::min(d.latest, streams_->next_timeout());
     if (recheck_addresses_at_) until = std::min(until, *recheck_addresses_at_);
     if (trim_at_) until = std::min(until, *trim_at_);
-    until = std::min(until, next_proxy_timeout());
+    until = std::min({until, next_proxy_timeout(), next_datagram_timeout()});
     for (const WhenRunning& w : when_running_) until = std::min(until, w.deadline);
     if (engine_->wants_settle()) until = clock_.now;
     loop_.wait(clock_.now, until);
@@ -144,6 +143,7 @@ void NodeRuntime::Loop::run() {
     if (recheck_addresses_at_ && *recheck_addresses_at_ <= clock_.now) network_may_have_changed();
     expire_when_running();
     expire_proxies();
+    expire_datagrams();
     drive();
     graveyard_.clear();
   }
@@ -167,6 +167,8 @@ void NodeRuntime::Loop::stop_now() {
   Error closed{ErrorCode::kCancelled, "the node was closed"};
   fail_waiters(closed);
   splices_.clear();
+  datagram_users_.clear();
+  forwarders_.clear();
   proxy_connections_.clear();
   control_connections_.clear();
   exposed_dials_.clear();
@@ -190,8 +192,11 @@ void NodeRuntime::Loop::fail_waiters(const Error& error) {
   for (auto& p : logout_waiters_) p->set(error);
   for (auto& [token, p] : pings_) p.second->set(error);
   for (auto& p : netchecks_) p->set(error);
-  for (auto& [id, l] : listeners_)
+  for (auto& [id, l] : listeners_) {
     for (auto& p : l.waiters) p->set(error);
+    std::uint64_t one = 1;  // whoever waits for it is told
+    [[maybe_unused]] ssize_t n = ::write(l.fd->get(), &one, sizeof one);
+  }
   auto opens = std::move(when_running_);
   when_running_.clear();
   for (auto& w : opens) w.action(error);
@@ -555,6 +560,11 @@ std::string NodeRuntime::Loop::status_json() {
   io["connections"] = memory.connections;
   io["buffer_bytes"] = memory.buffers;
   io["pooled_bytes"] = memory.pooled;
+  const DatagramCounters& d = datagram_counters_;
+  io["datagrams"] = json::object{{"to_app", d.to_app}, {"from_app", d.from_app}, {"too_long", d.too_long}, {"empty", d.empty},
+                                 {"other_source", d.other_source}, {"bad_head", d.bad_head}, {"way_full", d.way_full},
+                                 {"local_failed", d.local_failed},
+                                 {"unread", engine_->stack().counters().drop(netstack::Drop::kUdpQueueFull)}};
   o["counters"] = std::move(io);
   return json::serialize(o);
 }

@@ -82,10 +82,11 @@ class NodeRuntime::Loop::ProxyConnection final : public FdHandler,
   }
 
   void dial(const proxy::Connect& c) {
-    std::string host;
-    if (const auto* a = std::get_if<IpAddress>(&c.host)) host = a->to_string();
-    else host = std::get<std::string>(c.host);
-    loop_.open_tailnet(host, c.port, kDialTimeout, [self = weak_from_this(), &loop = loop_](Result<SocketId> r) {
+    DialTarget target;
+    if (const auto* a = std::get_if<IpAddress>(&c.host)) target.host = a->to_string();
+    else target.host = std::get<std::string>(c.host);
+    target.port = c.port;
+    loop_.open_tailnet(target, kDialTimeout, [self = weak_from_this(), &loop = loop_](Result<SocketId> r) {
       auto me = self.lock();
       if (!me || !me->token_) {
         if (r) loop.engine_->stack().abort(loop.clock_.now, *r);
