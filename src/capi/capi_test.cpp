@@ -800,6 +800,105 @@ TEST_F(TwoNodes, StatusPingNetcheckFromManyThreads) {
   echo.join();
 }
 
+std::size_t entries(const char* folder) {
+  return static_cast<std::size_t>(std::distance(std::filesystem::directory_iterator(folder), {}));
+}
+
+// A node is started, used by many threads in every way, and closed by one of them at any moment.
+TEST_F(TwoNodes, CloseAtAnyTime) {
+  const char* wanted = std::getenv("PORTHOLE_ROUNDS");
+  int rounds = wanted ? std::atoi(wanted) : 15;
+  std::string far = peer("80"), far_udp = peer("53");
+  porthole_listener* echo = porthole_listen(b_->p, 80, &e_);
+  ASSERT_TRUE(echo) << e_.message;
+  std::thread echoing([&] {
+    int fd;
+    while (porthole_accept(echo, -1, &fd, nullptr, 0, nullptr) == PORTHOLE_OK) ::close(fd);
+  });
+  int packets = -1;
+  ASSERT_EQ(porthole_listen_packet(b_->p, 53, &packets, &e_), PORTHOLE_OK);
+  std::size_t descriptors = 0, threads_before = 0;
+  std::uint32_t random = 12345;
+  for (int round = 0; round < rounds; ++round) {
+    if (round == 3) {  // whatever is made once exists by now
+      descriptors = entries("/proc/self/fd");
+      threads_before = entries("/proc/self/task");
+    }
+    Node node(dir_->file("hammered"), *url_, *key_, "hammered");
+    ASSERT_TRUE(node.p) << node.error.message;
+    porthole_node* p = node.p;
+    std::atomic<bool> over{false};
+    std::atomic<porthole_listener*> listener{porthole_listen(p, 90, nullptr)};
+    auto until_closed = [&over](auto call) {
+      return std::thread([&over, call] {
+        while (!over) {
+          int code = call();
+          if (code == PORTHOLE_ERROR_CANCELLED) return;
+          if (code != PORTHOLE_OK) std::this_thread::yield();
+        }
+      });
+    };
+    auto dialling = [p](const char* network, const std::string& to) {
+      int fd = -1;
+      int code = porthole_dial(p, network, to.c_str(), 2000, &fd, nullptr);
+      if (fd >= 0) {
+        [[maybe_unused]] ssize_t n = ::send(fd, "x", 1, MSG_NOSIGNAL);
+        ::close(fd);
+      }
+      return code;
+    };
+    std::vector<std::thread> threads;
+    threads.push_back(until_closed([&] { return dialling("tcp", far); }));
+    threads.push_back(until_closed([&] { return dialling("udp", far_udp); }));
+    threads.push_back(until_closed([&] {
+      int fd = -1;
+      int code = porthole_accept(listener, 5, &fd, nullptr, 0, nullptr);
+      if (fd >= 0) ::close(fd);
+      return code == PORTHOLE_ERROR_CANCELLED && !over ? PORTHOLE_ERROR_UNAVAILABLE : code;  // the listener's own end
+    }));
+    threads.push_back(until_closed([&] {
+      char* text = nullptr;
+      int code = porthole_next_event(p, 5, &text, nullptr);
+      porthole_free(text);
+      return code;
+    }));
+    threads.push_back(until_closed([&] {
+      char* text = nullptr;
+      int code = porthole_status_json(p, &text, nullptr);
+      porthole_free(text);
+      return code;
+    }));
+    threads.push_back(until_closed([&] {
+      int fd = -1;
+      int code = porthole_listen_packet(p, 91, &fd, nullptr);
+      std::size_t size = 0;
+      if (fd >= 0) porthole_receive_from(fd, 1, nullptr, 0, &size, nullptr, 0, nullptr);
+      ::close(fd);
+      return code;
+    }));
+    threads.push_back(until_closed([&] {
+      porthole_listener_close(listener.exchange(porthole_listen(p, 90, nullptr)));
+      porthole_proxy proxy{};
+      return porthole_loopback(p, &proxy, nullptr);
+    }));
+    random = random * 1664525u + 1013904223u;
+    std::this_thread::sleep_for(std::chrono::microseconds(random >> 8) % std::chrono::milliseconds(round % 4 == 0 ? 3 : 120));
+    std::thread closers[] = {std::thread([p] { porthole_close(p); }), std::thread([p] { porthole_close(p); })};
+    for (auto& t : closers) t.join();
+    over = true;
+    for (auto& t : threads) t.join();
+    porthole_listener_close(listener);
+    node.p = nullptr;
+  }
+  // Name look-ups have threads that end by themselves.
+  for (int tries = 0; tries < 200 && entries("/proc/self/task") > threads_before; ++tries) std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  EXPECT_LE(entries("/proc/self/task"), threads_before);
+  EXPECT_LE(entries("/proc/self/fd"), descriptors + 4) << "descriptors leak";
+  porthole_listener_close(echo);
+  echoing.join();
+  ::close(packets);
+}
+
 TEST_F(TwoNodes, LogoutForgetsTheLogin) {
   ASSERT_EQ(porthole_logout(a_->p, kSoonMs, &e_), PORTHOLE_OK) << e_.message;
   EXPECT_EQ(porthole_wait_running(a_->p, kSoonMs, &e_), PORTHOLE_ERROR_UNAUTHORIZED) << e_.message;
