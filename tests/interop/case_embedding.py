@@ -167,6 +167,13 @@ def test_event_loop():
         try:
             check(said("started")["ms"] < 500, "porthole_start waits for nothing")
             ips = said("running")["ips"]
+            def known():
+                try:
+                    go.connect(ips[0], LISTEN).close()
+                    return True
+                except (ConnectionError, Failed):
+                    return False
+            wait_for(known, 20, "the Go peer knows the new device and reaches it")
             for ip in (*ips, "looper"):
                 with go.connect(ip, LISTEN) as s:
                     s.sendall(b"echo me")
