@@ -131,6 +131,13 @@ PORTHOLE_API int porthole_loopback_on(porthole_node* node, const char* address, 
 PORTHOLE_API int porthole_dial(porthole_node* node, const char* network, const char* address, int timeout_ms, int* fd_out,
                                porthole_error* error);
 
+/* The same for an event loop, without waiting: *fd_out becomes readable when the dial has ended, for better or worse.
+ * Then porthole_dial_end tells how, with the connected descriptor; the caller closes both. Before, it answers
+ * PORTHOLE_ERROR_UNAVAILABLE. To give up, close *fd_out. */
+PORTHOLE_API int porthole_dial_begin(porthole_node* node, const char* network, const char* address, int timeout_ms, int* fd_out,
+                                     porthole_error* error);
+PORTHOLE_API int porthole_dial_end(int fd, int* connection_out, porthole_error* error);
+
 /* Listens on a TCP port of the node's tailnet addresses. */
 typedef struct porthole_listener porthole_listener;
 PORTHOLE_API porthole_listener* porthole_listen(porthole_node* node, uint16_t port, porthole_error* error);

@@ -221,6 +221,19 @@ class Node {
     detail::check(porthole_dial(node_, "udp", address.c_str(), detail::to_ms(timeout), &fd, &e), e);
     return Connection(fd, address);
   }
+  // For event loops: poll the result's fd(), then end_dial() it.
+  Connection begin_dial(const std::string& address, std::optional<std::chrono::milliseconds> timeout = {}, const std::string& network = "tcp") {
+    porthole_error e{};
+    int fd = -1;
+    detail::check(porthole_dial_begin(node_, network.c_str(), address.c_str(), detail::to_ms(timeout), &fd, &e), e);
+    return Connection(fd, address);
+  }
+  static Connection end_dial(Connection dialling) {
+    porthole_error e{};
+    int fd = -1;
+    detail::check(porthole_dial_end(dialling.fd(), &fd, &e), e);
+    return Connection(fd, dialling.peer());
+  }
   PacketSocket listen_packet(std::uint16_t port) {
     porthole_error e{};
     int fd = -1;

@@ -167,6 +167,9 @@ TEST(CApi, NullArgumentsAreErrors) {
   EXPECT_EQ(porthole_receive_from(-1, 0, &byte, 1, &size, nullptr, 0, &e), PORTHOLE_ERROR_INVALID);
   EXPECT_EQ(porthole_receive_from(0, 0, nullptr, 1, &size, nullptr, 0, &e), PORTHOLE_ERROR_INVALID);
   EXPECT_EQ(porthole_receive_from(0, 0, &byte, 1, nullptr, nullptr, 0, nullptr), PORTHOLE_ERROR_INVALID);
+  EXPECT_EQ(porthole_dial_begin(nullptr, "tcp", "x:1", 0, &fd, &e), PORTHOLE_ERROR_INVALID);
+  EXPECT_EQ(porthole_dial_end(-1, &fd, &e), PORTHOLE_ERROR_INVALID);
+  EXPECT_EQ(porthole_dial_end(0, nullptr, nullptr), PORTHOLE_ERROR_INVALID);
   EXPECT_EQ(porthole_send_to(-1, "100.64.0.1:1", &byte, 1, &e), PORTHOLE_ERROR_INVALID);
   EXPECT_EQ(porthole_send_to(0, nullptr, &byte, 1, &e), PORTHOLE_ERROR_INVALID);
   EXPECT_EQ(porthole_send_to(0, "100.64.0.1:1", nullptr, 1, nullptr), PORTHOLE_ERROR_INVALID);
@@ -447,6 +450,7 @@ TEST(CApi, CallsOnAClosedNodeAreErrors) {
   EXPECT_EQ(porthole_status_json(p, &text, &e), PORTHOLE_ERROR_CANCELLED);
   EXPECT_EQ(porthole_loopback(p, &proxy, &e), PORTHOLE_ERROR_CANCELLED);
   EXPECT_EQ(porthole_dial(p, "tcp", "x:1", -1, &fd, &e), PORTHOLE_ERROR_CANCELLED);
+  EXPECT_EQ(porthole_dial_begin(p, "tcp", "x:1", -1, &fd, &e), PORTHOLE_ERROR_CANCELLED);
   EXPECT_EQ(porthole_listen(p, 81, &e), nullptr);
   EXPECT_EQ(e.code, PORTHOLE_ERROR_CANCELLED);
   EXPECT_EQ(porthole_accept(listener, -1, &fd, nullptr, 0, &e), PORTHOLE_ERROR_CANCELLED);
@@ -622,6 +626,45 @@ TEST_F(TwoNodes, ListenerDescriptorSaysWhenAcceptAnswers) {
   for (int o : out) ::close(o);
   porthole_listener_close(listener);
   EXPECT_EQ(porthole_listener_fd(listener), -1);
+}
+
+TEST_F(TwoNodes, DialWithoutWaiting) {
+  porthole_listener* listener = porthole_listen(b_->p, 80, &e_);
+  ASSERT_TRUE(listener) << e_.message;
+  int dialling = -1, out = -1, in = -1;
+  ASSERT_EQ(porthole_dial_begin(a_->p, "tcp", peer("80").c_str(), -1, &dialling, &e_), PORTHOLE_OK) << e_.message;
+  ASSERT_TRUE(readable(dialling, kSoonMs));
+  ASSERT_EQ(porthole_dial_end(dialling, &out, &e_), PORTHOLE_OK) << e_.message;
+  ASSERT_EQ(porthole_accept(listener, kSoonMs, &in, nullptr, 0, &e_), PORTHOLE_OK);
+  EXPECT_NE(::fcntl(out, F_GETFD) & FD_CLOEXEC, 0);
+  ASSERT_EQ(::send(out, "abc", 3, MSG_NOSIGNAL), 3);
+  EXPECT_EQ(read_exactly(in, 3), "abc");
+  int none = 5;
+  EXPECT_EQ(porthole_dial_end(dialling, &none, &e_), PORTHOLE_ERROR_CANCELLED) << "an outcome is taken once";
+  EXPECT_EQ(none, -1);
+  for (int fd : {dialling, out, in}) ::close(fd);
+  // Failures keep their code and sentence.
+  struct { const char* to; int code; } cases[] = {{"81", PORTHOLE_ERROR_REFUSED}, {nullptr, PORTHOLE_ERROR_NOT_FOUND}};
+  for (auto& c : cases) {
+    ASSERT_EQ(porthole_dial_begin(a_->p, "tcp", c.to ? peer(c.to).c_str() : "no-such-device:80", -1, &dialling, &e_), PORTHOLE_OK);
+    ASSERT_TRUE(readable(dialling, kSoonMs));
+    EXPECT_EQ(porthole_dial_end(dialling, &none, &e_), c.code) << e_.message;
+    EXPECT_GT(std::strlen(e_.message), 5u);
+    ::close(dialling);
+  }
+  EXPECT_EQ(porthole_dial_begin(a_->p, "tcp", "nonsense", -1, &dialling, &e_), PORTHOLE_ERROR_INVALID);
+  EXPECT_EQ(dialling, -1);
+  // Given up, and overtaken by the node's end.
+  Node lonely(dir_->file(name_ + "lonely"), kNobody);
+  ASSERT_EQ(porthole_dial_begin(lonely.p, "udp", "home:80", -1, &dialling, &e_), PORTHOLE_OK);
+  EXPECT_EQ(porthole_dial_end(dialling, &none, &e_), PORTHOLE_ERROR_UNAVAILABLE);
+  ::close(dialling);
+  ASSERT_EQ(porthole_dial_begin(lonely.p, "tcp", "home:80", -1, &dialling, &e_), PORTHOLE_OK);
+  lonely.close();
+  ASSERT_TRUE(readable(dialling, kSoonMs));
+  EXPECT_EQ(porthole_dial_end(dialling, &none, &e_), PORTHOLE_ERROR_CANCELLED);
+  ::close(dialling);
+  porthole_listener_close(listener);
 }
 
 TEST_F(TwoNodes, DatagramsBothWaysOverIpv4AndIpv6) {
@@ -850,6 +893,14 @@ TEST_F(TwoNodes, CloseAtAnyTime) {
     std::vector<std::thread> threads;
     threads.push_back(until_closed([&] { return dialling("tcp", far); }));
     threads.push_back(until_closed([&] { return dialling("udp", far_udp); }));
+    threads.push_back(until_closed([&] {
+      int begun = -1, fd = -1;
+      int code = porthole_dial_begin(p, "tcp", far.c_str(), 2000, &begun, nullptr);
+      if (begun >= 0) porthole_dial_end(begun, &fd, nullptr);
+      if (fd >= 0) ::close(fd);
+      if (begun >= 0) ::close(begun);
+      return code == PORTHOLE_OK ? PORTHOLE_ERROR_UNAVAILABLE : code;
+    }));
     threads.push_back(until_closed([&] {
       int fd = -1;
       int code = porthole_accept(listener, 5, &fd, nullptr, 0, nullptr);

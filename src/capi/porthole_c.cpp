@@ -13,6 +13,7 @@
 
 #include "runtime/datagrams.h"
 #include "runtime/files.h"
+#include "runtime/local_socket.h"
 #include "runtime/node_runtime.h"
 
 using porthole::Error;
@@ -263,6 +264,28 @@ int porthole_dial(porthole_node* node, const char* network, const char* address,
     auto r = runtime->dial(network, address, timeout_ms);
     if (!r) return report(r.error(), error);
     *fd_out = r->release();
+    return kOk;
+  });
+}
+
+int porthole_dial_begin(porthole_node* node, const char* network, const char* address, int timeout_ms, int* fd_out, porthole_error* error) {
+  if (!node || !network || !address || !fd_out) return invalid("an argument of porthole_dial_begin is NULL", error);
+  *fd_out = -1;
+  return with_node(node, error, [&](const std::shared_ptr<NodeRuntime>& runtime) {
+    auto r = runtime->begin_dial(network, address, timeout_ms);
+    if (!r) return report(r.error(), error);
+    *fd_out = r->release();
+    return kOk;
+  });
+}
+
+int porthole_dial_end(int fd, int* connection_out, porthole_error* error) {
+  if (fd < 0 || !connection_out) return invalid("no descriptor or no place for the connection", error);
+  *connection_out = -1;
+  return guarded(error, [&] {
+    auto r = porthole::runtime::take_dialled(fd);
+    if (!r) return report(r.error(), error);
+    *connection_out = r->release();
     return kOk;
   });
 }

@@ -179,6 +179,19 @@ Result<UniqueFd> NodeRuntime::dial(const std::string& network, const std::string
   return std::move(*r);
 }
 
+Result<UniqueFd> NodeRuntime::begin_dial(const std::string& network, const std::string& address, int timeout_ms) {
+  auto target = DialTarget::parse(network, address);
+  if (!target) return target.error();
+  auto pair = datagram_pair();
+  if (!pair) return pair.error();
+  if (timeout_ms < 0) timeout_ms = kDialDefaultMs;
+  auto p = std::make_shared<Pending<UniqueFd>>();
+  p->on_set([ours = std::make_shared<UniqueFd>(std::move(pair->first))](const Result<UniqueFd>& r) { tell_dialled(ours->get(), r); });
+  if (!loop_->post([l = loop_, p, to = *target, timeout_ms] { l->dial(to, std::chrono::milliseconds(timeout_ms), p); }))
+    return closed_error();
+  return std::move(pair->second);
+}
+
 Result<NodeRuntime::ListenerRef> NodeRuntime::listen(std::uint16_t port) {
   return ask<ListenerRef>(loop_, [l = loop_, port] { return l->listen(port); });
 }

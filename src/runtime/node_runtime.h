@@ -59,6 +59,8 @@ class NodeRuntime {
   Result<std::string> status_json();
   Result<ProxyAccess> loopback(const std::string& address);   // empty: 127.0.0.1, any port
   Result<UniqueFd> dial(const std::string& network, const std::string& address, int timeout_ms);
+  // The descriptor becomes readable when finish_dial() has an answer.
+  Result<UniqueFd> begin_dial(const std::string& network, const std::string& address, int timeout_ms);
   struct ListenerRef {
     std::uint64_t id = 0;
     std::shared_ptr<UniqueFd> fd;                             // readable while connections wait

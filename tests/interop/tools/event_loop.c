@@ -1,5 +1,5 @@
-/* A program with an event loop of its own (poll) that embeds a node through porthole.h alone. Its loop thread makes only
- * calls that do not wait for the network; what does (dialling) happens on a thread of its own.
+/* A program with an event loop of its own (poll) that embeds a node through porthole.h alone. It has one thread,
+ * which makes only calls that do not wait for the network.
  *
  * It echoes TCP on port 7001 and datagrams on 7002, prints the node's events, and obeys lines of standard input:
  *   dial NETWORK HOST:PORT TEXT     sends TEXT and prints what comes back
@@ -13,7 +13,6 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <porthole/porthole.h>
-#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -22,17 +21,6 @@
 #include <unistd.h>
 
 enum { kFdsMax = 64, kTextMax = 1500 };
-
-struct dial {
-  porthole_node* node;
-  int done; /* a pipe: one message per finished dial */
-  char network[8], address[128], text[256];
-};
-struct dialled {
-  int fd;
-  char text[256];
-  porthole_error error;
-};
 
 static double now_ms(void) {
   struct timespec t;
@@ -43,16 +31,6 @@ static double now_ms(void) {
 static void fail(const char* what, const porthole_error* e) {
   fprintf(stderr, "event_loop: %s: %s\n", what, e->message);
   exit(1);
-}
-
-static void* dial_thread(void* argument) {
-  struct dial* d = argument;
-  struct dialled out = {.fd = -1};
-  memcpy(out.text, d->text, sizeof out.text);
-  if (porthole_dial(d->node, d->network, d->address, 20000, &out.fd, &out.error) != PORTHOLE_OK) out.fd = -1;
-  if (write(d->done, &out, sizeof out) != (ssize_t)sizeof out) abort();
-  free(d);
-  return NULL;
 }
 
 static void print_text(const char* event, const char* data, size_t size) {
@@ -79,18 +57,19 @@ int main(int argc, char** argv) {
   if (!node) fail("start", &e);
   porthole_listener* listener = porthole_listen(node, 7001, &e);
   if (!listener) fail("listen", &e);
-  int packets = -1, done[2];
+  int packets = -1;
   if (porthole_listen_packet(node, 7002, &packets, &e) != PORTHOLE_OK) fail("listen_packet", &e);
-  if (pipe2(done, O_CLOEXEC) != 0) return 1;
   printf("{\"event\":\"started\",\"ms\":%.1f}\n", now_ms() - began);
 
   struct pollfd fds[kFdsMax];
-  enum { kEvents, kListener, kPackets, kDone, kInput, kFirstConnection };
-  int count = kFirstConnection, dialled_here[kFdsMax] = {0}, quit = 0;
+  enum { kEvents, kListener, kPackets, kInput, kFirstConnection };
+  enum what { kAccepted, kDialling, kDialled };
+  enum what what[kFdsMax] = {0};
+  char texts[kFdsMax][256];
+  int count = kFirstConnection, quit = 0;
   fds[kEvents].fd = porthole_event_fd(node);
   fds[kListener].fd = porthole_listener_fd(listener);
   fds[kPackets].fd = packets;
-  fds[kDone].fd = done[0];
   fds[kInput].fd = STDIN_FILENO;
   char input[2048];
   size_t input_size = 0;
@@ -113,7 +92,7 @@ int main(int argc, char** argv) {
         printf("{\"event\":\"accepted\",\"peer\":\"%s\"}\n", peer);
         fds[count].fd = fd;
         fds[count].revents = 0;
-        dialled_here[count++] = 0;
+        what[count++] = kAccepted;
       }
     }
     if (fds[kPackets].revents) {
@@ -122,18 +101,6 @@ int main(int argc, char** argv) {
       while (porthole_receive_from(packets, 0, data, sizeof data, &size, peer, sizeof peer, &e) == PORTHOLE_OK)
         porthole_send_to(packets, peer, data, size, NULL);
     }
-    if (fds[kDone].revents) {
-      struct dialled d;
-      if (read(done[0], &d, sizeof d) != (ssize_t)sizeof d) return 1;
-      if (d.fd < 0 || count == kFdsMax) {
-        print_text("dial_failed", d.error.message, strlen(d.error.message));
-      } else {
-        if (send(d.fd, d.text, strlen(d.text), MSG_NOSIGNAL | MSG_DONTWAIT) < 0) perror("send");
-        fds[count].fd = d.fd;
-        fds[count].revents = 0;
-        dialled_here[count++] = 1;
-      }
-    }
     if (fds[kInput].revents) {
       ssize_t n = read(STDIN_FILENO, input + input_size, sizeof input - 1 - input_size);
       if (n <= 0) quit = 1;
@@ -141,16 +108,15 @@ int main(int argc, char** argv) {
       input[input_size] = '\0';
       for (char* line_end; (line_end = strchr(input, '\n'));) {
         *line_end = '\0';
-        struct dial* d = calloc(1, sizeof *d);
-        pthread_t thread;
+        char network[8], address[128], text[256];
         if (strcmp(input, "quit") == 0) quit = 1;
-        if (sscanf(input, "dial %7s %127s %255[^\n]", d->network, d->address, d->text) == 3) {
-          d->node = node;
-          d->done = done[1];
-          if (pthread_create(&thread, NULL, dial_thread, d) != 0) return 1;
-          pthread_detach(thread);
-        } else {
-          free(d);
+        if (count < kFdsMax && sscanf(input, "dial %7s %127s %255[^\n]", network, address, text) == 3) {
+          int fd = -1;
+          if (porthole_dial_begin(node, network, address, 20000, &fd, &e) != PORTHOLE_OK) fail("dial", &e);
+          fds[count].fd = fd;
+          fds[count].revents = 0;
+          memcpy(texts[count], text, sizeof text);
+          what[count++] = kDialling;
         }
         input_size -= (size_t)(line_end + 1 - input);
         memmove(input, line_end + 1, input_size + 1);
@@ -159,16 +125,28 @@ int main(int argc, char** argv) {
     for (int i = kFirstConnection; i < count; ++i) {
       if (!fds[i].revents) continue;
       char data[kTextMax];
-      ssize_t n = recv(fds[i].fd, data, sizeof data, MSG_DONTWAIT);
+      if (what[i] == kDialling) {
+        int fd = -1;
+        if (porthole_dial_end(fds[i].fd, &fd, &e) == PORTHOLE_OK) {
+          close(fds[i].fd);
+          fds[i].fd = fd;
+          what[i] = kDialled;
+          if (send(fd, texts[i], strlen(texts[i]), MSG_NOSIGNAL | MSG_DONTWAIT) < 0) perror("send");
+          continue;
+        }
+        print_text("dial_failed", e.message, strlen(e.message));
+      }
+      ssize_t n = what[i] == kDialling ? 0 : recv(fds[i].fd, data, sizeof data, MSG_DONTWAIT);
       if (n < 0 && errno == EAGAIN) continue;
-      if (n > 0 && !dialled_here[i]) {
+      if (n > 0 && what[i] == kAccepted) {
         if (send(fds[i].fd, data, (size_t)n, MSG_NOSIGNAL | MSG_DONTWAIT) == n) continue;
       }
       if (n > 0) print_text("answer", data, (size_t)n);
       close(fds[i].fd);
       --count;
       fds[i] = fds[count];
-      dialled_here[i] = dialled_here[count];
+      what[i] = what[count];
+      memcpy(texts[i], texts[count], sizeof texts[i]);
       --i;
     }
     turn = now_ms() - turn;
