@@ -12,7 +12,7 @@ namespace {
 struct Outcome {
   ProxyState state;
   std::string output;
-  std::string target;
+  std::string target, first;
   std::size_t consumed = 0;
   bool operator==(const Outcome&) const = default;
 };
@@ -32,7 +32,17 @@ Outcome run(Bytes in, std::size_t slice, const ProxyCredential* credential) {
   out.resize(machine.produce(out));
   o.output = as_text(out);
   o.state = machine.state();
-  if (auto event = machine.poll_event()) o.target = std::get<Connect>(*event).to_string();
+  if (auto event = machine.poll_event()) {
+    const Connect& c = std::get<Connect>(*event);
+    o.target = c.to_string();
+    o.first = as_text(c.first);
+    // What goes to the server is one head and keeps no secret of the proxy.
+    if (!o.first.empty()) {
+      wire::HttpHeadParser head(wire::HttpKind::kRequest, {64 * 1024, 128, 0});
+      auto taken = head.consume(c.first);
+      if (!taken || *taken != c.first.size() || !head.done() || head.header("proxy-authorization")) std::abort();
+    }
+  }
   // Bytes fed to a machine that is closing are swallowed, however they are cut.
   if (o.state == ProxyState::kClosing) o.consumed = in.size();
   return o;

@@ -53,14 +53,21 @@ bool is_final(const json::object& e, std::string& why) {
 
 int run_node(const RunOptions& o) {
   StopSignal stop;
-  std::vector<std::pair<std::uint16_t, std::string>> exposes;
+  struct Expose {
+    bool udp;
+    std::uint16_t port;
+    std::string to;
+  };
+  std::vector<Expose> exposes;
   for (const std::string& e : o.expose) {
+    bool udp = e.starts_with("udp:");
+    const char* begin = e.data() + (udp || e.starts_with("tcp:") ? 4 : 0);
     std::size_t eq = e.find('=');
     std::uint16_t port = 0;
-    const char* end = e.data() + (eq == std::string::npos ? 0 : eq);
-    auto [stopped, bad] = std::from_chars(e.data(), end, port);
-    if (bad != std::errc() || stopped != end || port == 0) throw CommandError("--expose " + e + ": expected TAILNET_PORT=ADDRESS:PORT", 2);
-    exposes.emplace_back(port, e.substr(eq + 1));
+    const char* end = eq == std::string::npos ? begin : e.data() + eq;
+    auto [stopped, bad] = std::from_chars(begin, end, port);
+    if (bad != std::errc() || stopped != end || port == 0) throw CommandError("--expose " + e + ": expected [udp:]TAILNET_PORT=ADDRESS:PORT", 2);
+    exposes.push_back({udp, port, e.substr(eq + 1)});
   }
   Node node(o.node);
   if (std::getenv("PORTHOLE_LOG")) node.set_log_fd(STDERR_FILENO);
@@ -73,7 +80,10 @@ int run_node(const RunOptions& o) {
     }
   };
   for (std::size_t i = 0; i < exposes.size(); ++i)
-    option("--expose " + o.expose[i], [&] { node.expose(exposes[i].first, exposes[i].second); });
+    option("--expose " + o.expose[i], [&] {
+      const Expose& e = exposes[i];
+      e.udp ? node.expose_udp(e.port, e.to) : node.expose(e.port, e.to);
+    });
   if (!o.socks5.empty()) {
     Loopback l = option("--socks5 " + o.socks5, [&] { return node.loopback(o.socks5); });
     json::object e{{"event", "socks5"}, {"address", l.address}, {"username", l.username}, {"password", l.password}};
@@ -121,7 +131,7 @@ void add_node_commands(CLI::App& app, Run& run) {
   r->add_flag("--ephemeral", o->node.ephemeral, "The node vanishes when it goes offline");
   r->add_option("--ca-file", o->node.ca_file, "PEM certificates trusted besides the system's");
   r->add_option("--socks5", o->socks5, "Loopback ADDRESS:PORT of the SOCKS5 and HTTP CONNECT proxy (port 0: any)");
-  r->add_option("--expose", o->expose, "TAILNET_PORT=ADDRESS:PORT: forward tailnet connections to a local service");
+  r->add_option("--expose", o->expose, "[udp:]TAILNET_PORT=ADDRESS:PORT: forward tailnet connections (or datagrams) to a local service");
   r->add_option("--port", o->node.udp_port, "UDP port (default: the last one, else any)");
   r->add_flag("--relay-only", o->node.relay_only, "Never use direct paths");
   r->add_flag("--json", o->json, "One JSON object a line");

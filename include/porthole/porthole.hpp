@@ -15,6 +15,7 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <utility>
 
 namespace porthole {
@@ -40,7 +41,7 @@ inline std::string take(char* text) {
 }
 }  // namespace detail
 
-// A connected stream socket; closes it when dropped.
+// A connected socket (stream or datagrams, as dialled); closes it when dropped.
 class Connection {
  public:
   explicit Connection(int fd = -1, std::string peer = {}) : fd_(fd), peer_(std::move(peer)) {}
@@ -77,6 +78,8 @@ class Listener {
     return *this;
   }
   ~Listener() { porthole_listener_close(l_); }
+  // For poll(): readable while accept() answers at once.
+  int fd() const { return porthole_listener_fd(l_); }
   Connection accept(std::optional<std::chrono::milliseconds> timeout = {}) {
     porthole_error e{};
     int fd = -1;
@@ -87,6 +90,49 @@ class Listener {
 
  private:
   porthole_listener* l_;
+};
+
+struct Packet {
+  std::string peer;  // "100.64.0.2:53211"
+  std::string data;
+};
+
+// Datagrams with any peer; closes its descriptor when dropped.
+class PacketSocket {
+ public:
+  explicit PacketSocket(int fd = -1) : fd_(fd) {}
+  PacketSocket(PacketSocket&& o) noexcept : fd_(std::exchange(o.fd_, -1)) {}
+  PacketSocket& operator=(PacketSocket&& o) noexcept {
+    std::swap(fd_, o.fd_);
+    return *this;
+  }
+  ~PacketSocket() {
+    if (fd_ >= 0) ::close(fd_);
+  }
+  // For poll().
+  int fd() const { return fd_; }
+  // nullopt after the time-out.
+  std::optional<Packet> receive(std::optional<std::chrono::milliseconds> timeout = {}) {
+    porthole_error e{};
+    char peer[64] = "";
+    std::size_t size = 0;
+    Packet out;
+    out.data.resize(PORTHOLE_DATAGRAM_MAX);
+    int code = porthole_receive_from(fd_, detail::to_ms(timeout), out.data.data(), out.data.size(), &size, peer, sizeof peer, &e);
+    if (code == PORTHOLE_ERROR_TIMEOUT) return std::nullopt;
+    detail::check(code, e);
+    out.data.resize(size);
+    out.peer = peer;
+    return out;
+  }
+  // Never blocks; throws PORTHOLE_ERROR_UNAVAILABLE while the way out is full.
+  void send(const std::string& peer, std::string_view data) {
+    porthole_error e{};
+    detail::check(porthole_send_to(fd_, peer.c_str(), data.data(), data.size(), &e), e);
+  }
+
+ private:
+  int fd_;
 };
 
 struct NodeOptions {
@@ -168,6 +214,32 @@ class Node {
     detail::check(porthole_dial(node_, "tcp", address.c_str(), detail::to_ms(timeout), &fd, &e), e);
     return Connection(fd, address);
   }
+  // One send is one datagram.
+  Connection dial_udp(const std::string& address, std::optional<std::chrono::milliseconds> timeout = {}) {
+    porthole_error e{};
+    int fd = -1;
+    detail::check(porthole_dial(node_, "udp", address.c_str(), detail::to_ms(timeout), &fd, &e), e);
+    return Connection(fd, address);
+  }
+  // For event loops: poll the result's fd(), then end_dial() it.
+  Connection begin_dial(const std::string& address, std::optional<std::chrono::milliseconds> timeout = {}, const std::string& network = "tcp") {
+    porthole_error e{};
+    int fd = -1;
+    detail::check(porthole_dial_begin(node_, network.c_str(), address.c_str(), detail::to_ms(timeout), &fd, &e), e);
+    return Connection(fd, address);
+  }
+  static Connection end_dial(Connection dialling) {
+    porthole_error e{};
+    int fd = -1;
+    detail::check(porthole_dial_end(dialling.fd(), &fd, &e), e);
+    return Connection(fd, dialling.peer());
+  }
+  PacketSocket listen_packet(std::uint16_t port) {
+    porthole_error e{};
+    int fd = -1;
+    detail::check(porthole_listen_packet(node_, port, &fd, &e), e);
+    return PacketSocket(fd);
+  }
   Listener listen(std::uint16_t port) {
     porthole_error e{};
     porthole_listener* l = porthole_listen(node_, port, &e);
@@ -182,6 +254,16 @@ class Node {
     porthole_error e{};
     char* json = nullptr;
     detail::check(porthole_exposed_peer(node_, local_port, &json, &e), e);
+    return detail::take(json);
+  }
+  void expose_udp(std::uint16_t port, const std::string& local_address, int max_sources = 0) {
+    porthole_error e{};
+    detail::check(porthole_expose_udp(node_, port, local_address.c_str(), max_sources, &e), e);
+  }
+  std::string exposed_udp_peer(std::uint16_t local_port) {
+    porthole_error e{};
+    char* json = nullptr;
+    detail::check(porthole_exposed_udp_peer(node_, local_port, &json, &e), e);
     return detail::take(json);
   }
   std::string ping(const std::string& peer, std::chrono::milliseconds timeout) {

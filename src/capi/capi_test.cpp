@@ -161,6 +161,18 @@ TEST(CApi, NullArgumentsAreErrors) {
   EXPECT_EQ(porthole_event_fd(nullptr), -1);
   EXPECT_EQ(porthole_listen(nullptr, 80, &e), nullptr);
   EXPECT_EQ(porthole_listen(nullptr, 80, nullptr), nullptr);
+  EXPECT_EQ(porthole_listener_fd(nullptr), -1);
+  std::size_t size = 0;
+  char byte = 0;
+  EXPECT_EQ(porthole_receive_from(-1, 0, &byte, 1, &size, nullptr, 0, &e), PORTHOLE_ERROR_INVALID);
+  EXPECT_EQ(porthole_receive_from(0, 0, nullptr, 1, &size, nullptr, 0, &e), PORTHOLE_ERROR_INVALID);
+  EXPECT_EQ(porthole_receive_from(0, 0, &byte, 1, nullptr, nullptr, 0, nullptr), PORTHOLE_ERROR_INVALID);
+  EXPECT_EQ(porthole_dial_begin(nullptr, "tcp", "x:1", 0, &fd, &e), PORTHOLE_ERROR_INVALID);
+  EXPECT_EQ(porthole_dial_end(-1, &fd, &e), PORTHOLE_ERROR_INVALID);
+  EXPECT_EQ(porthole_dial_end(0, nullptr, nullptr), PORTHOLE_ERROR_INVALID);
+  EXPECT_EQ(porthole_send_to(-1, "100.64.0.1:1", &byte, 1, &e), PORTHOLE_ERROR_INVALID);
+  EXPECT_EQ(porthole_send_to(0, nullptr, &byte, 1, &e), PORTHOLE_ERROR_INVALID);
+  EXPECT_EQ(porthole_send_to(0, "100.64.0.1:1", nullptr, 1, nullptr), PORTHOLE_ERROR_INVALID);
   TempDir dir;
   Node node(dir.file("n"), kNobody);
   ASSERT_TRUE(node.p) << node.error.message;
@@ -177,6 +189,9 @@ TEST(CApi, NullArgumentsAreErrors) {
         EXPECT_EQ(porthole_dial(n, "tcp", "x:1", 0, &fd, out), PORTHOLE_ERROR_INVALID);
         EXPECT_EQ(porthole_expose(n, 1, "127.0.0.1:1", 0, out), PORTHOLE_ERROR_INVALID);
         EXPECT_EQ(porthole_exposed_peer(n, 1, &text, out), PORTHOLE_ERROR_INVALID);
+        EXPECT_EQ(porthole_expose_udp(n, 1, "127.0.0.1:1", 0, out), PORTHOLE_ERROR_INVALID);
+        EXPECT_EQ(porthole_exposed_udp_peer(n, 1, &text, out), PORTHOLE_ERROR_INVALID);
+        EXPECT_EQ(porthole_listen_packet(n, 1, &fd, out), PORTHOLE_ERROR_INVALID);
         EXPECT_EQ(porthole_ping(n, "x", 0, &text, out), PORTHOLE_ERROR_INVALID);
         EXPECT_EQ(porthole_netcheck(n, 0, &text, out), PORTHOLE_ERROR_INVALID);
         EXPECT_EQ(porthole_set_log_fd(n, -1, out), PORTHOLE_ERROR_INVALID);
@@ -191,6 +206,9 @@ TEST(CApi, NullArgumentsAreErrors) {
       EXPECT_EQ(porthole_accept(nullptr, 0, &fd, nullptr, 0, out), PORTHOLE_ERROR_INVALID);
       EXPECT_EQ(porthole_expose(n, 1, nullptr, 0, out), PORTHOLE_ERROR_INVALID);
       EXPECT_EQ(porthole_exposed_peer(n, 1, nullptr, out), PORTHOLE_ERROR_INVALID);
+      EXPECT_EQ(porthole_expose_udp(n, 1, nullptr, 0, out), PORTHOLE_ERROR_INVALID);
+      EXPECT_EQ(porthole_exposed_udp_peer(n, 1, nullptr, out), PORTHOLE_ERROR_INVALID);
+      EXPECT_EQ(porthole_listen_packet(n, 1, nullptr, out), PORTHOLE_ERROR_INVALID);
       EXPECT_EQ(porthole_ping(n, nullptr, 0, &text, out), PORTHOLE_ERROR_INVALID);
       EXPECT_EQ(porthole_ping(n, "x", 0, nullptr, out), PORTHOLE_ERROR_INVALID);
       EXPECT_EQ(porthole_netcheck(n, 0, nullptr, out), PORTHOLE_ERROR_INVALID);
@@ -302,9 +320,11 @@ TEST(CApi, NodesThatAreNotConnectedAnswerInWords) {
   char* text = nullptr;
   EXPECT_LT(porthole_ping(node.p, "home", 50, &text, &e), 0);
   EXPECT_EQ(text, nullptr);
-  EXPECT_EQ(porthole_dial(node.p, "udp", "home:80", 50, &fd, &e), PORTHOLE_ERROR_UNSUPPORTED);
+  EXPECT_EQ(porthole_dial(node.p, "udp", "home:80", 50, &fd, &e), PORTHOLE_ERROR_TIMEOUT);
+  for (const char* bad : {"", "sctp", "tcp5", "udp46", "unix"}) EXPECT_EQ(porthole_dial(node.p, bad, "home:80", 50, &fd, &e), PORTHOLE_ERROR_UNSUPPORTED) << bad;
   for (const char* bad : {"", "home", "home:", ":80", "home:0", "home:99999", "home:80x", "fd7a::1:80"}) {
     EXPECT_EQ(porthole_dial(node.p, "tcp", bad, 50, &fd, &e), PORTHOLE_ERROR_INVALID) << bad;
+    EXPECT_EQ(porthole_dial(node.p, "udp", bad, 50, &fd, &e), PORTHOLE_ERROR_INVALID) << bad;
     EXPECT_EQ(fd, -1);
   }
   porthole_proxy proxy{};
@@ -317,6 +337,21 @@ TEST(CApi, NodesThatAreNotConnectedAnswerInWords) {
   EXPECT_LT(porthole_expose(node.p, 80, "127.0.0.1:81", 0, &e), 0) << "the port is taken";
   EXPECT_EQ(porthole_listen(node.p, 80, &e), nullptr) << "the port is taken";
   EXPECT_EQ(porthole_exposed_peer(node.p, 1, &text, &e), PORTHOLE_ERROR_NOT_FOUND);
+  EXPECT_EQ(porthole_expose_udp(node.p, 80, "nonsense", 0, &e), PORTHOLE_ERROR_INVALID);
+  EXPECT_EQ(porthole_expose_udp(node.p, 0, "127.0.0.1:80", 0, &e), PORTHOLE_ERROR_INVALID);
+  EXPECT_EQ(porthole_expose_udp(node.p, 80, "127.0.0.1:80", -1, &e), PORTHOLE_ERROR_INVALID);
+  EXPECT_EQ(porthole_expose_udp(node.p, 80, "127.0.0.1:80", 0, &e), PORTHOLE_OK) << "UDP ports are others than TCP ports: " << e.message;
+  EXPECT_EQ(porthole_expose_udp(node.p, 80, "127.0.0.1:81", 0, &e), PORTHOLE_ERROR_EXISTS);
+  EXPECT_EQ(porthole_listen_packet(node.p, 80, &fd, &e), PORTHOLE_ERROR_EXISTS);
+  EXPECT_EQ(porthole_exposed_udp_peer(node.p, 1, &text, &e), PORTHOLE_ERROR_NOT_FOUND);
+  int plain[2];
+  ASSERT_EQ(::pipe2(plain, O_CLOEXEC), 0);
+  std::size_t size = 0;
+  EXPECT_LT(porthole_receive_from(plain[0], 0, text, 0, &size, nullptr, 0, &e), 0) << "not a socket";
+  EXPECT_EQ(porthole_send_to(plain[1], "home:80", "x", 1, &e), PORTHOLE_ERROR_INVALID);
+  EXPECT_LT(porthole_send_to(plain[1], "100.64.0.2:80", "x", 1, &e), 0);
+  ::close(plain[0]);
+  ::close(plain[1]);
   EXPECT_LT(porthole_set_log_fd(node.p, 1'000'000, &e), 0);
 }
 
@@ -344,12 +379,16 @@ TEST(CApi, CloseEndsEveryCallUnderWay) {
   porthole_node* p = node.p;
   porthole_listener* listener = porthole_listen(p, 80, nullptr);
   ASSERT_TRUE(listener);
+  int packets = -1;
+  ASSERT_EQ(porthole_listen_packet(p, 80, &packets, nullptr), PORTHOLE_OK);
   std::atomic<int> begun{0};
   std::vector<std::function<int()>> calls = {
       [&] { return porthole_wait_running(p, -1, nullptr); },
       [&] { return porthole_wait_peer(p, "home", -1, nullptr); },
       [&] { int fd; return porthole_dial(p, "tcp", "home:80", -1, &fd, nullptr); },
       [&] { int fd; return porthole_accept(listener, -1, &fd, nullptr, 0, nullptr); },
+      [&] { int fd; return porthole_dial(p, "udp", "home:80", -1, &fd, nullptr); },
+      [&] { std::size_t size; return porthole_receive_from(packets, -1, nullptr, 0, &size, nullptr, 0, nullptr); },
       [&] { char* t; return porthole_netcheck(p, -1, &t, nullptr); },
       [&] {
         for (;;) {
@@ -382,9 +421,10 @@ TEST(CApi, CloseEndsEveryCallUnderWay) {
   EXPECT_LT(Clock::now() - start, std::chrono::seconds(10));
   for (std::size_t i = 0; i < results.size(); ++i) {
     // The network check may have found out, before, that there is no network.
-    if (i == 4 && results[i] == PORTHOLE_OK) continue;
+    if (i == 6 && results[i] == PORTHOLE_OK) continue;
     EXPECT_EQ(results[i], PORTHOLE_ERROR_CANCELLED) << "call " << i;
   }
+  ::close(packets);
   porthole_listener_close(listener);
 }
 
@@ -394,6 +434,8 @@ TEST(CApi, CallsOnAClosedNodeAreErrors) {
   ASSERT_TRUE(node.p);
   porthole_node* p = node.p;
   porthole_listener* listener = porthole_listen(p, 80, nullptr);
+  int packets = -1;
+  ASSERT_EQ(porthole_listen_packet(p, 80, &packets, nullptr), PORTHOLE_OK);
   node.close();
   porthole_close(p);
   porthole_error e{};
@@ -408,10 +450,20 @@ TEST(CApi, CallsOnAClosedNodeAreErrors) {
   EXPECT_EQ(porthole_status_json(p, &text, &e), PORTHOLE_ERROR_CANCELLED);
   EXPECT_EQ(porthole_loopback(p, &proxy, &e), PORTHOLE_ERROR_CANCELLED);
   EXPECT_EQ(porthole_dial(p, "tcp", "x:1", -1, &fd, &e), PORTHOLE_ERROR_CANCELLED);
+  EXPECT_EQ(porthole_dial_begin(p, "tcp", "x:1", -1, &fd, &e), PORTHOLE_ERROR_CANCELLED);
   EXPECT_EQ(porthole_listen(p, 81, &e), nullptr);
   EXPECT_EQ(e.code, PORTHOLE_ERROR_CANCELLED);
   EXPECT_EQ(porthole_accept(listener, -1, &fd, nullptr, 0, &e), PORTHOLE_ERROR_CANCELLED);
+  EXPECT_TRUE(readable(porthole_listener_fd(listener), 0)) << "whoever polls it must hear that it is over";
+  EXPECT_EQ(porthole_accept(listener, 0, &fd, nullptr, 0, &e), PORTHOLE_ERROR_CANCELLED);
   EXPECT_EQ(porthole_expose(p, 1, "127.0.0.1:1", 0, &e), PORTHOLE_ERROR_CANCELLED);
+  EXPECT_EQ(porthole_expose_udp(p, 1, "127.0.0.1:1", 0, &e), PORTHOLE_ERROR_CANCELLED);
+  EXPECT_EQ(porthole_listen_packet(p, 1, &fd, &e), PORTHOLE_ERROR_CANCELLED);
+  EXPECT_EQ(porthole_exposed_udp_peer(p, 1, &text, &e), PORTHOLE_ERROR_CANCELLED);
+  std::size_t size = 0;
+  EXPECT_EQ(porthole_receive_from(packets, -1, nullptr, 0, &size, nullptr, 0, &e), PORTHOLE_ERROR_CANCELLED);
+  EXPECT_EQ(porthole_send_to(packets, "100.64.0.1:1", "x", 1, &e), PORTHOLE_ERROR_CANCELLED);
+  ::close(packets);
   EXPECT_EQ(porthole_ping(p, "x", -1, &text, &e), PORTHOLE_ERROR_CANCELLED);
   EXPECT_EQ(porthole_netcheck(p, -1, &text, &e), PORTHOLE_ERROR_CANCELLED);
   EXPECT_EQ(porthole_set_log_fd(p, -1, &e), PORTHOLE_ERROR_CANCELLED);
@@ -556,6 +608,139 @@ TEST_F(TwoNodes, DialListenAccept) {
   EXPECT_EQ(porthole_dial(a_->p, "tcp", "100.127.0.99:80", kSoonMs, &out, &e_), PORTHOLE_ERROR_UNAVAILABLE) << e_.message;
 }
 
+TEST_F(TwoNodes, ListenerDescriptorSaysWhenAcceptAnswers) {
+  porthole_listener* listener = porthole_listen(b_->p, 80, &e_);
+  ASSERT_TRUE(listener) << e_.message;
+  int ready = porthole_listener_fd(listener);
+  EXPECT_FALSE(readable(ready, 0));
+  int fd = -1;
+  EXPECT_EQ(porthole_accept(listener, 0, &fd, nullptr, 0, &e_), PORTHOLE_ERROR_TIMEOUT);
+  int out[3];
+  for (int& o : out) ASSERT_EQ(porthole_dial(a_->p, "tcp", peer("80").c_str(), kSoonMs, &o, &e_), PORTHOLE_OK) << e_.message;
+  for (int i = 0; i < 3; ++i) {
+    ASSERT_TRUE(readable(ready, kSoonMs));
+    ASSERT_EQ(porthole_accept(listener, 0, &fd, nullptr, 0, &e_), PORTHOLE_OK) << e_.message;
+    ::close(fd);
+  }
+  EXPECT_FALSE(readable(ready, 0));
+  for (int o : out) ::close(o);
+  porthole_listener_close(listener);
+  EXPECT_EQ(porthole_listener_fd(listener), -1);
+}
+
+TEST_F(TwoNodes, DialWithoutWaiting) {
+  porthole_listener* listener = porthole_listen(b_->p, 80, &e_);
+  ASSERT_TRUE(listener) << e_.message;
+  int dialling = -1, out = -1, in = -1;
+  ASSERT_EQ(porthole_dial_begin(a_->p, "tcp", peer("80").c_str(), -1, &dialling, &e_), PORTHOLE_OK) << e_.message;
+  ASSERT_TRUE(readable(dialling, kSoonMs));
+  ASSERT_EQ(porthole_dial_end(dialling, &out, &e_), PORTHOLE_OK) << e_.message;
+  ASSERT_EQ(porthole_accept(listener, kSoonMs, &in, nullptr, 0, &e_), PORTHOLE_OK);
+  EXPECT_NE(::fcntl(out, F_GETFD) & FD_CLOEXEC, 0);
+  ASSERT_EQ(::send(out, "abc", 3, MSG_NOSIGNAL), 3);
+  EXPECT_EQ(read_exactly(in, 3), "abc");
+  int none = 5;
+  EXPECT_EQ(porthole_dial_end(dialling, &none, &e_), PORTHOLE_ERROR_CANCELLED) << "an outcome is taken once";
+  EXPECT_EQ(none, -1);
+  for (int fd : {dialling, out, in}) ::close(fd);
+  // Failures keep their code and sentence.
+  struct { const char* to; int code; } cases[] = {{"81", PORTHOLE_ERROR_REFUSED}, {nullptr, PORTHOLE_ERROR_NOT_FOUND}};
+  for (auto& c : cases) {
+    ASSERT_EQ(porthole_dial_begin(a_->p, "tcp", c.to ? peer(c.to).c_str() : "no-such-device:80", -1, &dialling, &e_), PORTHOLE_OK);
+    ASSERT_TRUE(readable(dialling, kSoonMs));
+    EXPECT_EQ(porthole_dial_end(dialling, &none, &e_), c.code) << e_.message;
+    EXPECT_GT(std::strlen(e_.message), 5u);
+    ::close(dialling);
+  }
+  EXPECT_EQ(porthole_dial_begin(a_->p, "tcp", "nonsense", -1, &dialling, &e_), PORTHOLE_ERROR_INVALID);
+  EXPECT_EQ(dialling, -1);
+  // Given up, and overtaken by the node's end.
+  Node lonely(dir_->file(name_ + "lonely"), kNobody);
+  ASSERT_EQ(porthole_dial_begin(lonely.p, "udp", "home:80", -1, &dialling, &e_), PORTHOLE_OK);
+  EXPECT_EQ(porthole_dial_end(dialling, &none, &e_), PORTHOLE_ERROR_UNAVAILABLE);
+  ::close(dialling);
+  ASSERT_EQ(porthole_dial_begin(lonely.p, "tcp", "home:80", -1, &dialling, &e_), PORTHOLE_OK);
+  lonely.close();
+  ASSERT_TRUE(readable(dialling, kSoonMs));
+  EXPECT_EQ(porthole_dial_end(dialling, &none, &e_), PORTHOLE_ERROR_CANCELLED);
+  ::close(dialling);
+  porthole_listener_close(listener);
+}
+
+TEST_F(TwoNodes, DatagramsBothWaysOverIpv4AndIpv6) {
+  int packets = -1;
+  ASSERT_EQ(porthole_listen_packet(b_->p, 53, &packets, &e_), PORTHOLE_OK) << e_.message;
+  for (const char* network : {"udp", "udp4", "udp6"}) {
+    int fd = -1;
+    ASSERT_EQ(porthole_dial(a_->p, network, peer("53").c_str(), kSoonMs, &fd, &e_), PORTHOLE_OK) << e_.message;
+    ASSERT_EQ(::send(fd, "ask", 3, MSG_NOSIGNAL), 3);
+    char block[2000], from[64] = "";
+    std::size_t size = 0;
+    ASSERT_EQ(porthole_receive_from(packets, kSoonMs, block, sizeof block, &size, from, sizeof from, &e_), PORTHOLE_OK) << e_.message;
+    EXPECT_EQ(std::string(block, size), "ask");
+    EXPECT_EQ(from[0], std::strcmp(network, "udp6") == 0 ? '[' : '1') << from;
+    std::string longest(from[0] == '[' ? PORTHOLE_DATAGRAM_MAX_IPV6 : PORTHOLE_DATAGRAM_MAX_IPV4, 'x');
+    ASSERT_EQ(porthole_send_to(packets, from, longest.data(), longest.size(), &e_), PORTHOLE_OK) << e_.message;
+    EXPECT_EQ(porthole_send_to(packets, from, block, longest.size() + 1, &e_), PORTHOLE_ERROR_LIMIT);
+    ASSERT_TRUE(readable(fd, kSoonMs));
+    EXPECT_EQ(::recv(fd, block, sizeof block, 0), static_cast<ssize_t>(longest.size()));
+    ::close(fd);
+  }
+  int fd = -1;
+  EXPECT_EQ(porthole_dial(a_->p, "udp", "no-such-device:53", kSoonMs, &fd, &e_), PORTHOLE_ERROR_NOT_FOUND) << e_.message;
+  // TCP to the IPv6 address of a name.
+  porthole_listener* listener = porthole_listen(b_->p, 80, &e_);
+  ASSERT_EQ(porthole_dial(a_->p, "tcp6", peer("80").c_str(), kSoonMs, &fd, &e_), PORTHOLE_OK) << e_.message;
+  int in = -1;
+  char from[64] = "";
+  ASSERT_EQ(porthole_accept(listener, kSoonMs, &in, from, sizeof from, &e_), PORTHOLE_OK);
+  EXPECT_EQ(std::string(from).substr(0, 6), "[fd7a:");
+  ::close(in);
+  ::close(fd);
+  porthole_listener_close(listener);
+  // The app's end hears that its node is gone.
+  ASSERT_EQ(porthole_dial(a_->p, "udp", peer("53").c_str(), kSoonMs, &fd, &e_), PORTHOLE_OK);
+  a_->close();
+  char c;
+  ASSERT_TRUE(readable(fd, kSoonMs));
+  EXPECT_EQ(::recv(fd, &c, 1, 0), 0);
+  ::close(fd);
+  ::close(packets);
+}
+
+TEST_F(TwoNodes, ExposedUdpService) {
+  int service = ::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+  sockaddr_in at{};
+  at.sin_family = AF_INET;
+  at.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t length = sizeof at;
+  ASSERT_EQ(::bind(service, reinterpret_cast<sockaddr*>(&at), sizeof at), 0);
+  ASSERT_EQ(::getsockname(service, reinterpret_cast<sockaddr*>(&at), &length), 0);
+  ASSERT_EQ(porthole_expose_udp(b_->p, 53, ("127.0.0.1:" + std::to_string(ntohs(at.sin_port))).c_str(), 0, &e_), PORTHOLE_OK) << e_.message;
+  int fds[2];
+  for (int i = 0; i < 2; ++i) {
+    ASSERT_EQ(porthole_dial(a_->p, i == 0 ? "udp4" : "udp6", peer("53").c_str(), kSoonMs, &fds[i], &e_), PORTHOLE_OK) << e_.message;
+    ASSERT_EQ(::send(fds[i], "ask", 3, MSG_NOSIGNAL), 3);
+    char block[100];
+    ASSERT_TRUE(readable(service, kSoonMs));
+    ASSERT_EQ(::recvfrom(service, block, sizeof block, 0, reinterpret_cast<sockaddr*>(&at), &length), 3);
+    std::string answer = "answer " + std::to_string(i);
+    ::sendto(service, answer.data(), answer.size(), 0, reinterpret_cast<sockaddr*>(&at), length);
+    ASSERT_TRUE(readable(fds[i], kSoonMs));
+    EXPECT_EQ(std::string(block, static_cast<std::size_t>(::recv(fds[i], block, sizeof block, 0))), answer);
+    char* text = nullptr;
+    ASSERT_EQ(porthole_exposed_udp_peer(b_->p, ntohs(at.sin_port), &text, &e_), PORTHOLE_OK) << e_.message;
+    EXPECT_EQ(take_json(text).at("peer").as_string(), name_ + "a");
+  }
+  for (int fd : fds) ::close(fd);
+  ::close(service);
+  char* text = nullptr;
+  ASSERT_EQ(porthole_status_json(b_->p, &text, &e_), PORTHOLE_OK);
+  json::object status = take_json(text);
+  EXPECT_EQ(status.at("counters").at("datagrams").at("to_app").to_number<int>(), 2);
+  EXPECT_EQ(status.at("counters").at("datagrams").at("from_app").to_number<int>(), 2);
+}
+
 TEST_F(TwoNodes, LoopbackAndExpose) {
   std::uint16_t service_port = 0;
   int service = listen_local(service_port);
@@ -656,6 +841,113 @@ TEST_F(TwoNodes, StatusPingNetcheckFromManyThreads) {
   for (auto& t : threads) t.join();
   porthole_listener_close(listener);
   echo.join();
+}
+
+std::size_t entries(const char* folder) {
+  return static_cast<std::size_t>(std::distance(std::filesystem::directory_iterator(folder), {}));
+}
+
+// A node is started, used by many threads in every way, and closed by one of them at any moment.
+TEST_F(TwoNodes, CloseAtAnyTime) {
+  const char* wanted = std::getenv("PORTHOLE_ROUNDS");
+  int rounds = wanted ? std::atoi(wanted) : 15;
+  std::string far = peer("80"), far_udp = peer("53");
+  porthole_listener* echo = porthole_listen(b_->p, 80, &e_);
+  ASSERT_TRUE(echo) << e_.message;
+  std::thread echoing([&] {
+    int fd;
+    while (porthole_accept(echo, -1, &fd, nullptr, 0, nullptr) == PORTHOLE_OK) ::close(fd);
+  });
+  int packets = -1;
+  ASSERT_EQ(porthole_listen_packet(b_->p, 53, &packets, &e_), PORTHOLE_OK);
+  std::size_t descriptors = 0, threads_before = 0;
+  std::uint32_t random = 12345;
+  for (int round = 0; round < rounds; ++round) {
+    if (round == 3) {  // whatever is made once exists by now
+      descriptors = entries("/proc/self/fd");
+      threads_before = entries("/proc/self/task");
+    }
+    Node node(dir_->file("hammered"), *url_, *key_, "hammered");
+    ASSERT_TRUE(node.p) << node.error.message;
+    porthole_node* p = node.p;
+    std::atomic<bool> over{false};
+    std::atomic<porthole_listener*> listener{porthole_listen(p, 90, nullptr)};
+    auto until_closed = [&over](auto call) {
+      return std::thread([&over, call] {
+        while (!over) {
+          int code = call();
+          if (code == PORTHOLE_ERROR_CANCELLED) return;
+          if (code != PORTHOLE_OK) std::this_thread::yield();
+        }
+      });
+    };
+    auto dialling = [p](const char* network, const std::string& to) {
+      int fd = -1;
+      int code = porthole_dial(p, network, to.c_str(), 2000, &fd, nullptr);
+      if (fd >= 0) {
+        [[maybe_unused]] ssize_t n = ::send(fd, "x", 1, MSG_NOSIGNAL);
+        ::close(fd);
+      }
+      return code;
+    };
+    std::vector<std::thread> threads;
+    threads.push_back(until_closed([&] { return dialling("tcp", far); }));
+    threads.push_back(until_closed([&] { return dialling("udp", far_udp); }));
+    threads.push_back(until_closed([&] {
+      int begun = -1, fd = -1;
+      int code = porthole_dial_begin(p, "tcp", far.c_str(), 2000, &begun, nullptr);
+      if (begun >= 0) porthole_dial_end(begun, &fd, nullptr);
+      if (fd >= 0) ::close(fd);
+      if (begun >= 0) ::close(begun);
+      return code == PORTHOLE_OK ? PORTHOLE_ERROR_UNAVAILABLE : code;
+    }));
+    threads.push_back(until_closed([&] {
+      int fd = -1;
+      int code = porthole_accept(listener, 5, &fd, nullptr, 0, nullptr);
+      if (fd >= 0) ::close(fd);
+      return code == PORTHOLE_ERROR_CANCELLED && !over ? PORTHOLE_ERROR_UNAVAILABLE : code;  // the listener's own end
+    }));
+    threads.push_back(until_closed([&] {
+      char* text = nullptr;
+      int code = porthole_next_event(p, 5, &text, nullptr);
+      porthole_free(text);
+      return code;
+    }));
+    threads.push_back(until_closed([&] {
+      char* text = nullptr;
+      int code = porthole_status_json(p, &text, nullptr);
+      porthole_free(text);
+      return code;
+    }));
+    threads.push_back(until_closed([&] {
+      int fd = -1;
+      int code = porthole_listen_packet(p, 91, &fd, nullptr);
+      std::size_t size = 0;
+      if (fd >= 0) porthole_receive_from(fd, 1, nullptr, 0, &size, nullptr, 0, nullptr);
+      ::close(fd);
+      return code;
+    }));
+    threads.push_back(until_closed([&] {
+      porthole_listener_close(listener.exchange(porthole_listen(p, 90, nullptr)));
+      porthole_proxy proxy{};
+      return porthole_loopback(p, &proxy, nullptr);
+    }));
+    random = random * 1664525u + 1013904223u;
+    std::this_thread::sleep_for(std::chrono::microseconds(random >> 8) % std::chrono::milliseconds(round % 4 == 0 ? 3 : 120));
+    std::thread closers[] = {std::thread([p] { porthole_close(p); }), std::thread([p] { porthole_close(p); })};
+    for (auto& t : closers) t.join();
+    over = true;
+    for (auto& t : threads) t.join();
+    porthole_listener_close(listener);
+    node.p = nullptr;
+  }
+  // Name look-ups have threads that end by themselves.
+  for (int tries = 0; tries < 200 && entries("/proc/self/task") > threads_before; ++tries) std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  EXPECT_LE(entries("/proc/self/task"), threads_before);
+  EXPECT_LE(entries("/proc/self/fd"), descriptors + 4) << "descriptors leak";
+  porthole_listener_close(echo);
+  echoing.join();
+  ::close(packets);
 }
 
 TEST_F(TwoNodes, LogoutForgetsTheLogin) {

@@ -11,7 +11,9 @@
 #include <mutex>
 #include <string>
 
+#include "runtime/datagrams.h"
 #include "runtime/files.h"
+#include "runtime/local_socket.h"
 #include "runtime/node_runtime.h"
 
 using porthole::Error;
@@ -22,7 +24,7 @@ namespace {
 
 struct Listener {
   std::shared_ptr<NodeRuntime> runtime;
-  std::uint64_t id;
+  NodeRuntime::ListenerRef ref;
 };
 
 // What a program holds is a number that is never used again, not an address: a call that another thread's close
@@ -71,6 +73,8 @@ auto& listeners() {
 
 constexpr std::size_t kKeyFileMax = 4096;
 constexpr int kOk = PORTHOLE_OK;
+static_assert(porthole::runtime::kPacketHead == PORTHOLE_PACKET_HEAD && porthole::runtime::kDatagramMaxV4 == PORTHOLE_DATAGRAM_MAX_IPV4 &&
+              porthole::runtime::kDatagramMaxV6 == PORTHOLE_DATAGRAM_MAX_IPV6);
 constexpr std::size_t kOptionsSizeMax = 4096;  // of any future version: beyond it the field was never set
 
 int to_code(ErrorCode code) {
@@ -264,6 +268,28 @@ int porthole_dial(porthole_node* node, const char* network, const char* address,
   });
 }
 
+int porthole_dial_begin(porthole_node* node, const char* network, const char* address, int timeout_ms, int* fd_out, porthole_error* error) {
+  if (!node || !network || !address || !fd_out) return invalid("an argument of porthole_dial_begin is NULL", error);
+  *fd_out = -1;
+  return with_node(node, error, [&](const std::shared_ptr<NodeRuntime>& runtime) {
+    auto r = runtime->begin_dial(network, address, timeout_ms);
+    if (!r) return report(r.error(), error);
+    *fd_out = r->release();
+    return kOk;
+  });
+}
+
+int porthole_dial_end(int fd, int* connection_out, porthole_error* error) {
+  if (fd < 0 || !connection_out) return invalid("no descriptor or no place for the connection", error);
+  *connection_out = -1;
+  return guarded(error, [&] {
+    auto r = porthole::runtime::take_dialled(fd);
+    if (!r) return report(r.error(), error);
+    *connection_out = r->release();
+    return kOk;
+  });
+}
+
 porthole_listener* porthole_listen(porthole_node* node, uint16_t port, porthole_error* error) {
   porthole_listener* out = nullptr;
   if (!node) {
@@ -285,7 +311,7 @@ int porthole_accept(porthole_listener* listener, int timeout_ms, int* fd_out, ch
   return guarded(error, [&] {
     auto l = listeners().find(listener);
     if (!l) return report({ErrorCode::kCancelled, "the listener was closed"}, error);
-    auto r = l->runtime->accept(l->id, timeout_ms);
+    auto r = l->runtime->accept(l->ref.id, timeout_ms);
     if (!r) return report(r.error(), error);
     if (peer_out && peer_size > 0) copy_text(peer_out, peer_size, r->peer);
     *fd_out = r->fd.release();
@@ -293,10 +319,15 @@ int porthole_accept(porthole_listener* listener, int timeout_ms, int* fd_out, ch
   });
 }
 
+int porthole_listener_fd(porthole_listener* listener) {
+  auto l = listeners().find(listener);
+  return l ? l->ref.fd->get() : -1;
+}
+
 void porthole_listener_close(porthole_listener* listener) {
   if (!listener) return;
   guarded(nullptr, [&] {
-    if (auto l = listeners().take(listener)) l->runtime->close_listener(l->id);
+    if (auto l = listeners().take(listener)) l->runtime->close_listener(l->ref.id);
     return 0;
   });
 }
@@ -309,6 +340,50 @@ int porthole_expose(porthole_node* node, uint16_t port, const char* local_addres
 int porthole_exposed_peer(porthole_node* node, uint16_t local_port, char** json_out, porthole_error* error) {
   if (!node || !json_out) return invalid("no node or no place for the answer", error);
   return with_node(node, error, [&](const std::shared_ptr<NodeRuntime>& runtime) { return give(runtime->exposed_peer(local_port), json_out, error); });
+}
+
+int porthole_expose_udp(porthole_node* node, uint16_t port, const char* local_address, int max_sources, porthole_error* error) {
+  if (!node || !local_address) return invalid("no node or no local address", error);
+  return with_node(node, error, [&](const std::shared_ptr<NodeRuntime>& runtime) { return finish(runtime->expose_udp(port, local_address, max_sources), error); });
+}
+
+int porthole_exposed_udp_peer(porthole_node* node, uint16_t local_port, char** json_out, porthole_error* error) {
+  if (!node || !json_out) return invalid("no node or no place for the answer", error);
+  return with_node(node, error, [&](const std::shared_ptr<NodeRuntime>& runtime) { return give(runtime->exposed_udp_peer(local_port), json_out, error); });
+}
+
+int porthole_listen_packet(porthole_node* node, uint16_t port, int* fd_out, porthole_error* error) {
+  if (!node || !fd_out) return invalid("no node or no place for the descriptor", error);
+  *fd_out = -1;
+  return with_node(node, error, [&](const std::shared_ptr<NodeRuntime>& runtime) {
+    auto r = runtime->listen_packet(port);
+    if (!r) return report(r.error(), error);
+    *fd_out = r->release();
+    return kOk;
+  });
+}
+
+int porthole_receive_from(int fd, int timeout_ms, void* buffer, size_t buffer_size, size_t* size_out, char* peer_out, size_t peer_size,
+                          porthole_error* error) {
+  if (fd < 0 || (!buffer && buffer_size > 0) || !size_out) return invalid("an argument of porthole_receive_from is missing", error);
+  *size_out = 0;
+  return guarded(error, [&] {
+    auto r = porthole::runtime::receive_packet(fd, timeout_ms, {static_cast<std::uint8_t*>(buffer), buffer_size});
+    if (!r) return report(r.error(), error);
+    *size_out = r->size;
+    if (peer_out && peer_size > 0) copy_text(peer_out, peer_size, r->peer.to_string());
+    return kOk;
+  });
+}
+
+int porthole_send_to(int fd, const char* peer, const void* data, size_t size, porthole_error* error) {
+  if (fd < 0 || !peer || (!data && size > 0)) return invalid("an argument of porthole_send_to is missing", error);
+  return guarded(error, [&] {
+    auto to = porthole::Endpoint::parse(peer);
+    if (!to || !to->is_valid())
+      return report({ErrorCode::kInvalid, "'" + std::string(peer) + "' is not ADDRESS:PORT of the tailnet (names are not looked up here)"}, error);
+    return finish(porthole::runtime::send_packet(fd, *to, {static_cast<const std::uint8_t*>(data), size}), error);
+  });
 }
 
 int porthole_ping(porthole_node* node, const char* peer, int timeout_ms, char** json_out, porthole_error* error) {

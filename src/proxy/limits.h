@@ -9,8 +9,8 @@ namespace porthole::proxy {
 
 // From accept to a complete request: a local program needs milliseconds; a stuck one must not hold a connection for ever.
 constexpr Duration kHandshakeTime = 10s;
-// HTTP CONNECT heads are below 1 KiB; browsers with many cookies never send those to a proxy.
-constexpr std::size_t kHttpHeadSizeMax = 8 * 1024;
+// CONNECT heads are below 1 KiB, but plain requests bring their cookies, and servers take 8 to 32 KiB of them.
+constexpr std::size_t kHttpHeadSizeMax = 32 * 1024;
 // RFC 1035 section 2.3.4, without the trailing dot.
 constexpr std::size_t kNameSizeMax = 253;
 

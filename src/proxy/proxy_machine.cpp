@@ -134,7 +134,7 @@ void Socks5Machine::failed(ConnectFailure failure, std::string_view) {
   }
 }
 
-// ---- HTTP CONNECT -----------------------------------------------------------------------------------------------
+// ---- HTTP -------------------------------------------------------------------------------------------------------
 
 namespace {
 
@@ -144,17 +144,19 @@ wire::HttpLimits http_limits() {
   return limits;
 }
 
-// "host:port", "[v6]:port" (RFC 9112 section 3.2.3).
-std::optional<Connect> parse_authority(std::string_view target) {
+// "host:port", "[v6]:port" (RFC 9112 section 3.2.3); with `default_port`, ":port" may be missing or be empty.
+std::optional<Connect> parse_authority(std::string_view target, unsigned default_port = 0) {
   std::size_t colon = target.rfind(':');
-  if (colon == std::string_view::npos || colon == 0) return std::nullopt;
-  std::string_view host = target.substr(0, colon), port = target.substr(colon + 1);
-  if (port.empty() || port.size() > 5) return std::nullopt;
+  if (colon != std::string_view::npos && colon < target.rfind(']') && target.ends_with(']')) colon = std::string_view::npos;
+  std::string_view host = target.substr(0, colon);
+  std::string_view port = colon == std::string_view::npos ? std::string_view() : target.substr(colon + 1);
+  if (host.empty() || port.size() > 5) return std::nullopt;
   unsigned number = 0;
   for (char c : port) {
     if (c < '0' || c > '9') return std::nullopt;
     number = number * 10 + static_cast<unsigned>(c - '0');
   }
+  if (port.empty()) number = default_port;
   if (number == 0 || number > 65535) return std::nullopt;
   Connect connect;
   connect.port = static_cast<std::uint16_t>(number);
@@ -171,11 +173,22 @@ std::optional<Connect> parse_authority(std::string_view target) {
   return connect;
 }
 
+// Between the client and this proxy only (RFC 9110 section 7.6.1), or written anew.
+bool stays_here(std::string_view name, const wire::HttpHeadParser& head) {
+  for (std::string_view own : {"host", "connection", "proxy-connection", "proxy-authorization", "keep-alive", "te", "upgrade"})
+    if (wire::equal_ignore_case(name, own)) return true;
+  // Framing stays whatever the client calls it.
+  if (wire::equal_ignore_case(name, "content-length") || wire::equal_ignore_case(name, "transfer-encoding")) return false;
+  return head.header_has_token("connection", name);
+}
+
+constexpr std::string_view kHttpScheme = "http://";
+
 }  // namespace
 
-HttpConnectMachine::HttpConnectMachine(const ProxyConfig& config) : ProxyHandshake(config), head_(wire::HttpKind::kRequest, http_limits()) {}
+HttpProxyMachine::HttpProxyMachine(const ProxyConfig& config) : ProxyHandshake(config), head_(wire::HttpKind::kRequest, http_limits()) {}
 
-std::size_t HttpConnectMachine::consume(Bytes in) {
+std::size_t HttpProxyMachine::consume(Bytes in) {
   if (state_ != ProxyState::kHandshake) return state_ == ProxyState::kClosing ? in.size() : 0;
   Result<std::size_t> taken = head_.consume(in);
   if (!taken) {
@@ -189,20 +202,16 @@ std::size_t HttpConnectMachine::consume(Bytes in) {
 }
 
 // SOCKS4 or TLS would make the HTTP parser wait for a line end that never comes.
-void HttpConnectMachine::check_first_byte(std::uint8_t c) {
+void HttpProxyMachine::check_first_byte(std::uint8_t c) {
   if ((c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z')) return;
-  refuse(400, "Bad Request", "This port speaks SOCKS5 and HTTP CONNECT, not SOCKS4 and not TLS.");
+  refuse(400, "Bad Request", "This port speaks SOCKS5 and HTTP, not SOCKS4 and not TLS.");
 }
 
-void HttpConnectMachine::handle_head() {
-  if (head_.method() != "CONNECT") {
-    if (config_.hand_over_http && head_.target().starts_with('/')) {
-      ask(PlainHttp{std::move(raw_)});
-      state_ = ProxyState::kOpen;
-      return;
-    }
-    wire::HttpHeader allow[] = {{"Allow", "CONNECT"}};
-    refuse(405, "Method Not Allowed", "This proxy tunnels with CONNECT (for example curl --proxytunnel) or SOCKS5; it does not fetch pages itself.", allow);
+void HttpProxyMachine::handle_head() {
+  tunnel_ = head_.method() == "CONNECT";
+  if (!tunnel_ && config_.hand_over_http && head_.target().starts_with('/')) {
+    ask(PlainHttp{std::move(raw_)});
+    state_ = ProxyState::kOpen;
     return;
   }
   if (!authorized()) {
@@ -213,6 +222,10 @@ void HttpConnectMachine::handle_head() {
            challenge);
     return;
   }
+  tunnel_ ? handle_connect() : handle_plain();
+}
+
+void HttpProxyMachine::handle_connect() {
   auto connect = parse_authority(head_.target());
   if (!connect) return refuse(400, "Bad Request", "CONNECT needs a target in the form host:port.");
   if (head_.body() != wire::HttpBody::kNone && head_.content_length() != 0)
@@ -220,7 +233,30 @@ void HttpConnectMachine::handle_head() {
   ask(std::move(*connect));
 }
 
-bool HttpConnectMachine::authorized() const {
+void HttpProxyMachine::handle_plain() {
+  std::string_view target = head_.target();
+  if (target.size() <= kHttpScheme.size() || !wire::equal_ignore_case(target.substr(0, kHttpScheme.size()), kHttpScheme))
+    return refuse(400, "Bad Request", "This is a proxy: it wants a whole http:// URL, or CONNECT host:port for everything else.");
+  target.remove_prefix(kHttpScheme.size());
+  std::string_view authority = target.substr(0, target.find_first_of("/?#"));
+  std::string path(target.substr(authority.size()));
+  path.resize(std::min(path.size(), path.find('#')));
+  if (!path.starts_with('/')) path.insert(0, "/");
+  if (path == "/" && authority.size() == target.size() && head_.method() == "OPTIONS") path = "*";
+  auto connect = parse_authority(authority, 80);
+  if (!connect) return refuse(400, "Bad Request", "The URL's host or port cannot be understood; user names do not belong there.");
+  // One request is one connection, unless it turns into another protocol.
+  bool upgrade = head_.header_has_token("connection", "upgrade") && head_.header("upgrade");
+  std::vector<wire::HttpHeader> headers = {{"Host", authority}, {"Connection", upgrade ? "Upgrade" : "close"}};
+  if (upgrade) headers.push_back({"Upgrade", *head_.header("upgrade")});
+  for (std::size_t i = 0; i < head_.header_count(); ++i)
+    if (wire::HttpHeader h = head_.header_at(i); !stays_here(h.name, head_)) headers.push_back(h);
+  if (Status s = wire::encode_http_request_head(connect->first, head_.method(), path, headers); !s)
+    return refuse(400, "Bad Request", s.error().message);
+  ask(std::move(*connect));
+}
+
+bool HttpProxyMachine::authorized() const {
   if (!config_.credential) return true;
   constexpr std::string_view kScheme = "basic ";
   std::string_view value = head_.header("proxy-authorization").value_or("");
@@ -235,17 +271,17 @@ bool HttpConnectMachine::authorized() const {
   return fits;
 }
 
-void HttpConnectMachine::refuse(int status, std::string_view reason, std::string_view sentence, std::span<const wire::HttpHeader> headers) {
+void HttpProxyMachine::refuse(int status, std::string_view reason, std::string_view sentence, std::span<const wire::HttpHeader> headers) {
   append(out_, wire::http_text_response(status, reason, std::string(sentence) + "\n", headers));
   state_ = ProxyState::kClosing;
 }
 
-void HttpConnectMachine::connected(const Endpoint&) {
-  append(out_, as_bytes("HTTP/1.1 200 Connection established\r\n\r\n"));
+void HttpProxyMachine::connected(const Endpoint&) {
+  if (tunnel_) append(out_, as_bytes("HTTP/1.1 200 Connection established\r\n\r\n"));
   state_ = ProxyState::kOpen;
 }
 
-void HttpConnectMachine::failed(ConnectFailure failure, std::string_view sentence) {
+void HttpProxyMachine::failed(ConnectFailure failure, std::string_view sentence) {
   switch (failure) {
     case ConnectFailure::kNotAllowed: return refuse(403, "Forbidden", sentence);
     case ConnectFailure::kTimeout: return refuse(504, "Gateway Timeout", sentence);
@@ -254,13 +290,13 @@ void HttpConnectMachine::failed(ConnectFailure failure, std::string_view sentenc
   }
 }
 
-void HttpConnectMachine::timed_out() { refuse(408, "Request Timeout", "The request did not come in time."); }
+void HttpProxyMachine::timed_out() { refuse(408, "Request Timeout", "The request did not come in time."); }
 
 // ---- both -------------------------------------------------------------------------------------------------------
 
 const ProxyHandshake* ProxyMachine::handshake() const {
   if (const auto* s = std::get_if<Socks5Machine>(&machine_)) return s;
-  return std::get_if<HttpConnectMachine>(&machine_);
+  return std::get_if<HttpProxyMachine>(&machine_);
 }
 ProxyHandshake* ProxyMachine::handshake() { return const_cast<ProxyHandshake*>(std::as_const(*this).handshake()); }
 
@@ -269,10 +305,10 @@ std::size_t ProxyMachine::consume(Bytes in) {
   if (gave_up_) return in.size();
   if (std::holds_alternative<std::monostate>(machine_)) {
     if (in[0] == socks::kVersion) machine_.emplace<Socks5Machine>(config_);
-    else machine_.emplace<HttpConnectMachine>(config_).check_first_byte(in[0]);
+    else machine_.emplace<HttpProxyMachine>(config_).check_first_byte(in[0]);
   }
   if (auto* s = std::get_if<Socks5Machine>(&machine_)) return s->consume(in);
-  return std::get<HttpConnectMachine>(machine_).consume(in);
+  return std::get<HttpProxyMachine>(machine_).consume(in);
 }
 
 std::size_t ProxyMachine::produce(MutBytes out) {
@@ -307,18 +343,18 @@ ProxyState ProxyMachine::state() const {
 void ProxyMachine::connected(const Endpoint& local) {
   if (state() != ProxyState::kConnecting) return;
   if (auto* s = std::get_if<Socks5Machine>(&machine_)) s->connected(local);
-  else std::get<HttpConnectMachine>(machine_).connected(local);
+  else std::get<HttpProxyMachine>(machine_).connected(local);
 }
 
 void ProxyMachine::failed(ConnectFailure failure, std::string_view sentence) {
   if (state() != ProxyState::kConnecting) return;
   if (auto* s = std::get_if<Socks5Machine>(&machine_)) s->failed(failure, sentence);
-  else std::get<HttpConnectMachine>(machine_).failed(failure, sentence);
+  else std::get<HttpProxyMachine>(machine_).failed(failure, sentence);
 }
 
 void ProxyMachine::handle_timeout(Instant now) {
   if (gave_up_ || now < deadline_ || state() != ProxyState::kHandshake) return;
-  if (auto* h = std::get_if<HttpConnectMachine>(&machine_)) h->timed_out();
+  if (auto* h = std::get_if<HttpProxyMachine>(&machine_)) h->timed_out();
   else if (auto* s = std::get_if<Socks5Machine>(&machine_)) s->timed_out();
   else gave_up_ = true;
 }

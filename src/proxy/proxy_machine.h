@@ -1,8 +1,13 @@
-// The loopback proxy's handshakes: SOCKS5 (RFC 1928, 1929) and HTTP CONNECT (RFC 9110 section 9.3.6) on one port.
+// The loopback proxy's handshakes: SOCKS5 (RFC 1928, 1929), HTTP CONNECT (RFC 9110 section 9.3.6) and plain HTTP requests
+// with an absolute target (RFC 9112 section 3.2.2) on one port.
 //
 //   first byte 0x05 --> SOCKS5: greeting, login, request --+
 //                                                           +--> Connect --> connected() --> answer, then pass through
-//   anything else ----> HTTP: CONNECT head ----------------+            \-> failed() ----> answer, then close
+//   anything else ----> HTTP: head of CONNECT or GET ------+            \-> failed() ----> answer, then close
+//
+// A plain request becomes one connection: its head is rewritten for the server ("GET /x", "Connection: close", nothing
+// that is the proxy's business) and goes ahead of the body; the server's answer passes through as it is, and both end
+// with it.
 //
 // The caller feeds what the client sends to consume() and writes what produce() gives. consume() never takes a byte
 // behind the handshake: once a Connect event is out, the rest belongs to the tunnel. When state() is kOpen and
@@ -42,6 +47,7 @@ struct ProxyConfig {
 struct Connect {
   std::variant<IpAddress, std::string> host;  // a name is 1..255 printable ASCII characters, as typed
   std::uint16_t port = 0;
+  ByteVector first;  // to be sent into the connection ahead of what the client sends
   // "name:port" or "[v6]:port", for messages.
   std::string to_string() const;
 };
@@ -105,9 +111,9 @@ class Socks5Machine : public ProxyHandshake {
   ByteVector buffer_;  // the current message as far as it came
 };
 
-class HttpConnectMachine : public ProxyHandshake {
+class HttpProxyMachine : public ProxyHandshake {
  public:
-  explicit HttpConnectMachine(const ProxyConfig& config);
+  explicit HttpProxyMachine(const ProxyConfig& config);
   // Refuses at once what cannot be HTTP.
   void check_first_byte(std::uint8_t c);
   std::size_t consume(Bytes in);
@@ -117,10 +123,13 @@ class HttpConnectMachine : public ProxyHandshake {
 
  private:
   void handle_head();
+  void handle_connect();
+  void handle_plain();
   bool authorized() const;
   void refuse(int status, std::string_view reason, std::string_view sentence, std::span<const wire::HttpHeader> headers = {});
 
   wire::HttpHeadParser head_;
+  bool tunnel_ = false;  // CONNECT: the client waits for a 200
   ByteVector raw_;  // kept only while it may have to be handed over
 };
 
@@ -151,7 +160,7 @@ class ProxyMachine {
   Instant deadline_;
   bool gave_up_ = false;
   std::size_t out_sent_ = 0;
-  std::variant<std::monostate, Socks5Machine, HttpConnectMachine> machine_;
+  std::variant<std::monostate, Socks5Machine, HttpProxyMachine> machine_;
 };
 
 }  // namespace porthole::proxy

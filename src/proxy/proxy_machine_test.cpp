@@ -192,11 +192,10 @@ TEST(HttpProxy, TargetsAndMethods) {
   for (const char* target : {"nas", "nas:", ":80", "nas:0", "nas:65536", "nas:8x", "fd7a::1:22", "[nas]:80", "a@b:80", "http://nas:80", "/:80", "[]:80"})
     EXPECT_EQ(answer("CONNECT " + std::string(target) + " HTTP/1.1\r\n\r\n"), "HTTP/1.1 400") << target;
   EXPECT_EQ(answer("CONNECT nas:80 HTTP/1.1\r\nContent-Length: 5\r\n\r\nhello"), "HTTP/1.1 400");
-  EXPECT_EQ(answer("GET http://nas/ HTTP/1.1\r\n\r\n"), "HTTP/1.1 405");
-  EXPECT_EQ(answer("GET / HTTP/1.1\r\n\r\n"), "HTTP/1.1 405");
+  EXPECT_EQ(answer("GET / HTTP/1.1\r\n\r\n"), "HTTP/1.1 400");
   EXPECT_EQ(answer(std::string_view("\x04\x01\x00\x50\x7f\x00\x00\x01\x00", 9)), "HTTP/1.1 400");  // SOCKS4
   EXPECT_EQ(answer("\x16\x03\x01"), "HTTP/1.1 400");                                             // TLS
-  EXPECT_EQ(answer("GET / HTTP/1.1\r\nX: " + std::string(9000, 'a')), "HTTP/1.1 431");
+  EXPECT_EQ(answer("GET / HTTP/1.1\r\nX: " + std::string(40000, 'a')), "HTTP/1.1 431");
   Session s(true);
   s.feed("CONNECT nas:80 HTTP/1.1\r\n\r\n");
   ASSERT_TRUE(s.connect());
@@ -215,7 +214,73 @@ TEST(HttpProxy, HandsOverItsOwnRequests) {
   EXPECT_EQ(s.unconsumed, "body");
   Session absolute(false, true);
   absolute.feed("GET http://nas/ HTTP/1.1\r\n\r\n");
-  EXPECT_TRUE(absolute.output().starts_with("HTTP/1.1 405"));
+  EXPECT_TRUE(absolute.output().starts_with("HTTP/1.1 407"));
+}
+
+TEST(HttpProxy, PlainRequestsAreRewrittenForTheServer) {
+  std::string credential = "Proxy-Authorization: Basic " + to_base64(as_bytes("tsnet:0123456789abcde")) + "\r\n";
+  // curl -x http://user:password@proxy http://nas:8080/a?b
+  std::string get = "GET http://nas:8080/a?b HTTP/1.1\r\nHost: nas:8080\r\n" + credential +
+                    "User-Agent: curl/7.88.1\r\nAccept: */*\r\nProxy-Connection: Keep-Alive\r\n\r\n";
+  for (std::size_t slice : {1u, 7u, 10000u}) {
+    Session s;
+    s.feed(as_bytes(get), slice);
+    auto c = s.connect();
+    ASSERT_TRUE(c) << s.output();
+    EXPECT_EQ(c->to_string(), "nas:8080");
+    EXPECT_EQ(as_text(c->first), "GET /a?b HTTP/1.1\r\nHost: nas:8080\r\nConnection: close\r\nUser-Agent: curl/7.88.1\r\nAccept: */*\r\n\r\n");
+    s.machine.connected({});
+    EXPECT_EQ(s.output(), "") << "the server answers, not the proxy";
+    EXPECT_EQ(s.machine.state(), ProxyState::kOpen);
+  }
+  // A body stays behind, framed as it is; the credential and what Connection names stay here.
+  Session post;
+  post.feed("POST HTTP://[fd7a::1]/x HTTP/1.1\r\nHost: forged\r\n" + credential +
+            "Connection: keep-alive, X-Own, Content-Length\r\nX-Own: 1\r\nKeep-Alive: 5\r\nTE: trailers\r\nContent-Length: 4\r\nX-Kept: 2\r\n\r\nbody");
+  auto c = post.connect();
+  ASSERT_TRUE(c) << post.output();
+  EXPECT_EQ(c->to_string(), "[fd7a::1]:80");
+  EXPECT_EQ(as_text(c->first), "POST /x HTTP/1.1\r\nHost: [fd7a::1]\r\nConnection: close\r\nContent-Length: 4\r\nX-Kept: 2\r\n\r\n");
+  EXPECT_EQ(post.unconsumed, "body");
+  auto first_line = [&](const std::string& line, const std::string& more = "") {
+    Session s(true);
+    s.feed(line + " HTTP/1.1\r\n" + more + "\r\n");
+    auto to = s.connect();
+    if (!to) return s.output().substr(0, 12);
+    return to->to_string() + " " + std::string(as_text(to->first).substr(0, as_text(to->first).find('\r')));
+  };
+  EXPECT_EQ(first_line("GET http://nas"), "nas:80 GET / HTTP/1.1");
+  EXPECT_EQ(first_line("GET http://nas:/"), "nas:80 GET / HTTP/1.1");
+  EXPECT_EQ(first_line("GET http://nas?q"), "nas:80 GET /?q HTTP/1.1");
+  EXPECT_EQ(first_line("GET http://nas/a:b@c/"), "nas:80 GET /a:b@c/ HTTP/1.1");
+  EXPECT_EQ(first_line("OPTIONS http://nas"), "nas:80 OPTIONS * HTTP/1.1");
+  EXPECT_EQ(first_line("OPTIONS http://nas/"), "nas:80 OPTIONS / HTTP/1.1");
+  EXPECT_EQ(first_line("GET http://[fd7a::1]:81/"), "[fd7a::1]:81 GET / HTTP/1.1");
+  for (const char* bad : {"GET /", "GET http://", "GET http:///x", "GET https://nas/", "GET ftp://nas/", "GET http://user:word@nas/", "GET http://nas:0/",
+                          "GET http://nas:99999/", "GET http://fd7a::1/", "GET nas:80", "OPTIONS *", "CONNECT http://nas/"})
+    EXPECT_EQ(first_line(bad), "HTTP/1.1 400") << bad;
+  // WebSocket: the one connection becomes something else.
+  Session ws(true);
+  ws.feed("GET http://nas/live HTTP/1.1\r\nConnection: keep-alive, Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\r\n");
+  c = ws.connect();
+  ASSERT_TRUE(c);
+  EXPECT_EQ(as_text(c->first), "GET /live HTTP/1.1\r\nHost: nas\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\r\n");
+  // Failures are told as a proxy tells them.
+  Session s(true);
+  s.feed("GET http://nas/ HTTP/1.1\r\n\r\n");
+  ASSERT_TRUE(s.connect());
+  s.machine.failed(ConnectFailure::kRefused, "nas: connection refused");
+  EXPECT_TRUE(s.output().starts_with("HTTP/1.1 502 "));
+}
+
+TEST(HttpProxy, PlainRequestsNeedTheCredential) {
+  for (const std::string& header : {std::string(), "Proxy-Authorization: Basic " + to_base64(as_bytes("tsnet:wrong")) + "\r\n",
+                                    "Authorization: Basic " + to_base64(as_bytes("tsnet:0123456789abcde")) + "\r\n"}) {
+    Session s;
+    s.feed("GET http://nas/ HTTP/1.1\r\n" + header + "\r\n");
+    EXPECT_TRUE(s.output().starts_with("HTTP/1.1 407 "));
+    EXPECT_FALSE(s.connect());
+  }
 }
 
 TEST(Proxy, HandshakeHasTenSeconds) {
@@ -236,10 +301,11 @@ TEST(Proxy, HandshakeHasTenSeconds) {
 TEST(Proxy, HostileBytesNeverConnectWithoutTheCredential) {
   SeededRng rng(6);
   ByteVector good = unhex("050102" + login_hex() + "05010003036e617301bb");
+  std::string get = "GET http://nas/x HTTP/1.1\r\nProxy-Authorization: Basic " + to_base64(as_bytes("tsnet:0123456789abcde")) + "\r\n\r\n";
   std::string http = "CONNECT nas:443 HTTP/1.1\r\nProxy-Authorization: Basic " + to_base64(as_bytes("tsnet:0123456789abcde")) + "\r\n\r\n";
   ByteVector credential = unhex(login_hex());
   for (int round = 0; round < 5000; ++round) {
-    ByteVector in = round % 2 ? good : to_vector(as_bytes(http));
+    ByteVector in = round % 2 ? good : to_vector(as_bytes(round % 4 ? http : get));
     for (std::uint64_t k = rng.below(4); k > 0; --k) in[rng.below(in.size())] ^= static_cast<std::uint8_t>(1 << rng.below(8));
     if (rng.below(4) == 0) in.resize(rng.below(in.size()));
     if (rng.below(4) == 0) {

@@ -73,6 +73,61 @@ Result<std::pair<UniqueFd, UniqueFd>> connected_pair() {
   return Error{ErrorCode::kLimit, "cannot make a local connection: something else keeps connecting to it"};
 }
 
+namespace {
+constexpr std::size_t kDialTextMax = 512;   // as in porthole_error
+}
+
+// The message is a byte, 0 or the code and one, and the sentence.
+void tell_dialled(int fd, const Result<UniqueFd>& outcome) {
+  std::string text;
+  if (!outcome) text = static_cast<char>(static_cast<int>(outcome.error().code) + 1) + outcome.error().message.substr(0, kDialTextMax - 1);
+  else text = std::string(1, '\0');
+  iovec part{text.data(), text.size()};
+  msghdr message{};
+  message.msg_iov = &part;
+  message.msg_iovlen = 1;
+  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
+  if (outcome) {
+    message.msg_control = control;
+    message.msg_controllen = sizeof control;
+    cmsghdr* c = CMSG_FIRSTHDR(&message);
+    c->cmsg_level = SOL_SOCKET;
+    c->cmsg_type = SCM_RIGHTS;
+    c->cmsg_len = CMSG_LEN(sizeof(int));
+    int passed = outcome->get();
+    std::memcpy(CMSG_DATA(c), &passed, sizeof passed);
+  }
+  ::sendmsg(fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL);  // fails only if nobody is there any more
+}
+
+Result<UniqueFd> take_dialled(int fd) {
+  char text[kDialTextMax];
+  iovec part{text, sizeof text};
+  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))];
+  msghdr message{};
+  message.msg_iov = &part;
+  message.msg_iovlen = 1;
+  message.msg_control = control;
+  message.msg_controllen = sizeof control;
+  ssize_t n;
+  do n = ::recvmsg(fd, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+  while (n < 0 && errno == EINTR);
+  if (n < 0 && errno == EAGAIN) return Error{ErrorCode::kUnavailable, "the dial has not ended yet"};
+  if (n < 0) return errno_error("this descriptor is not one of a dial", errno);
+  UniqueFd got;
+  for (cmsghdr* c = CMSG_FIRSTHDR(&message); c; c = CMSG_NXTHDR(&message, c)) {
+    if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS || c->cmsg_len != CMSG_LEN(sizeof(int))) continue;
+    int passed = -1;
+    std::memcpy(&passed, CMSG_DATA(c), sizeof passed);
+    got.reset(passed);
+  }
+  if (n == 0) return Error{ErrorCode::kCancelled, "the node was closed, or the outcome was taken before"};
+  if (text[0] != 0) return Error{static_cast<ErrorCode>(text[0] - 1), std::string(text + 1, static_cast<std::size_t>(n) - 1)};
+  if (!got) return Error{ErrorCode::kLimit, "this program has no descriptor left for the connection"};
+  if (got.get() < 3) got.reset(::fcntl(got.get(), F_DUPFD_CLOEXEC, 3));
+  return got;
+}
+
 void tune_local(int fd) {
   int one = 1;
   ::setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);

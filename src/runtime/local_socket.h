@@ -22,6 +22,11 @@ Result<UniqueFd> listen_unix(const std::string& path);
 // AF_UNIX, because only TCP can tell a reset from an end: a truncated download must not look complete.
 Result<std::pair<UniqueFd, UniqueFd>> connected_pair();
 
+// The outcome of a dial, through one message of a socket pair: an error code and sentence, or the descriptor.
+void tell_dialled(int fd, const Result<UniqueFd>& outcome);
+// Never waits: kUnavailable while there is no outcome, kCancelled when there will be none.
+Result<UniqueFd> take_dialled(int fd);
+
 // No Nagle; Reno, because a model-based default would pace loopback (a quarter of the throughput). Only the node's end.
 void tune_local(int fd);
 // Makes the next close() send a reset instead of an orderly end.

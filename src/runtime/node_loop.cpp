@@ -13,7 +13,6 @@ namespace porthole::runtime {
 namespace {
 namespace json = boost::json;
 
-constexpr std::size_t kScratchBytes = 64 * 1024;
 constexpr Duration kAddressDebounce = 1s;       // a link change comes as a burst of messages
 constexpr Duration kRebindEvery = 5s;           // at most, on send errors
 constexpr int kRoundsPerTurn = 64;
@@ -149,7 +148,7 @@ void NodeRuntime::Loop::run() {
     if (trim_at_) until = std::min(until, *trim_at_);
     if (save_map_at_) until = std::min(until, *save_map_at_);
     if (leave_by) until = std::min(until, *leave_by);
-    until = std::min(until, next_proxy_timeout());
+    until = std::min({until, next_proxy_timeout(), next_datagram_timeout()});
     for (const WhenRunning& w : when_running_) until = std::min(until, w.deadline);
     if (engine_->wants_settle()) until = clock_.now;
     loop_.wait(clock_.now, until);
@@ -162,6 +161,7 @@ void NodeRuntime::Loop::run() {
     if (recheck_addresses_at_ && *recheck_addresses_at_ <= clock_.now) network_may_have_changed();
     expire_when_running();
     expire_proxies();
+    expire_datagrams();
     drive();
     if (engine_->map_version() != saved_map_version_ && !save_map_at_) save_map_at_ = clock_.now + kSaveMapAfter;
     graveyard_.clear();
@@ -187,6 +187,8 @@ void NodeRuntime::Loop::stop_now() {
   Error closed{ErrorCode::kCancelled, "the node was closed"};
   fail_waiters(closed);
   splices_.clear();
+  datagram_users_.clear();
+  forwarders_.clear();
   proxy_connections_.clear();
   control_connections_.clear();
   exposed_dials_.clear();
@@ -210,8 +212,11 @@ void NodeRuntime::Loop::fail_waiters(const Error& error) {
   for (auto& p : logout_waiters_) p->set(error);
   for (auto& [token, p] : pings_) p.pending->set(error);
   for (auto& p : netchecks_) p->set(error);
-  for (auto& [id, l] : listeners_)
+  for (auto& [id, l] : listeners_) {
     for (auto& p : l.waiters) p->set(error);
+    std::uint64_t one = 1;  // whoever waits for it is told
+    [[maybe_unused]] ssize_t n = ::write(l.fd->get(), &one, sizeof one);
+  }
   auto opens = std::move(when_running_);
   when_running_.clear();
   for (auto& w : opens) w.action(error);

@@ -12,6 +12,7 @@
 #include "node/engine.h"
 #include "proxy/proxy_machine.h"
 #include "runtime/clock.h"
+#include "runtime/datagrams.h"
 #include "runtime/event_loop.h"
 #include "runtime/interfaces.h"
 #include "runtime/local_socket.h"
@@ -24,6 +25,8 @@
 #include "runtime/udp_socket.h"
 
 namespace porthole::runtime {
+
+constexpr std::size_t kScratchBytes = 64 * 1024;
 
 // Events for the app: written by the loop, read by any thread.
 class EventQueue {
@@ -84,12 +87,17 @@ class NodeRuntime::Loop final : public std::enable_shared_from_this<NodeRuntime:
   std::string status_json();
   Result<std::string> whois(const std::string& address) const;   // IP or IP:PORT
   Result<ProxyAccess> loopback(const std::string& address);
-  void dial(const std::string& address, int timeout_ms, std::shared_ptr<Pending<UniqueFd>> p);
-  Result<std::uint64_t> listen(std::uint16_t port);
+  void dial(const DialTarget& target, Duration timeout, std::shared_ptr<Pending<UniqueFd>> p);
+  Result<ListenerRef> listen(std::uint16_t port);
   void accept(std::uint64_t listener, std::shared_ptr<Pending<Accepted>> p);
+  // Afterwards nobody fills it any more.
+  void cancel_accept(std::uint64_t listener, const std::shared_ptr<Pending<Accepted>>& p);
   void close_listener(std::uint64_t listener);
   Status expose(std::uint16_t port, const std::string& local_address, int max_connections);
   Result<std::string> exposed_peer(std::uint16_t local_port);
+  Result<UniqueFd> listen_packet(std::uint16_t port);
+  Status expose_udp(std::uint16_t port, const std::string& local_address, int max_sources);
+  Result<std::string> exposed_udp_peer(std::uint16_t local_port);
   enum class PingKind { kDisco, kTsmp, kIcmp };
   void ping(const std::string& name, PingKind kind, std::shared_ptr<Pending<std::string>> p);
   void netcheck(std::shared_ptr<Pending<std::string>> p);
@@ -110,6 +118,8 @@ class NodeRuntime::Loop final : public std::enable_shared_from_this<NodeRuntime:
     SocketId socket = 0;
     std::deque<SocketId> ready;
     std::deque<std::shared_ptr<Pending<Accepted>>> waiters;
+    std::shared_ptr<UniqueFd> fd;        // eventfd, readable while `ready` is not empty
+    bool told = false;
   };
   struct Dial {
     std::function<void(Status)> done;    // connected or failed
@@ -159,14 +169,23 @@ class NodeRuntime::Loop final : public std::enable_shared_from_this<NodeRuntime:
   void emit(const std::string& json, bool droppable = false) { events_.push(json, droppable); }
   void emit_state();
 
-  // Opens a connection to host:port over the tailnet; `done` runs once, with the connected socket.
-  void open_tailnet(const std::string& host, std::uint16_t port, Duration timeout,
-                    std::function<void(Result<SocketId>)> done);
+  // Calls once, at once or later: with success when the node runs, with the reason when it does not in time or cannot.
+  void when_running(Duration timeout, std::function<void(Status)> action);
+  Result<IpAddress> device_address(const DialTarget& target) const;
+  // Opens a connection over the tailnet; `done` runs once, with the connected socket.
+  void open_tailnet(const DialTarget& target, Duration timeout, std::function<void(Result<SocketId>)> done);
+  void dial_udp(const DialTarget& target, Duration timeout, std::shared_ptr<Pending<UniqueFd>> p);
+  // A local socket for the netstack's UDP socket: the app's end.
+  Result<UniqueFd> join_app(SocketId socket, std::optional<Endpoint> remote);
+  Instant next_datagram_timeout() const;
+  void expire_datagrams();
+  Result<std::string> peer_json(const Endpoint& peer);
   // Joins a connected tailnet socket with a local one.
   void splice(SocketId socket, UniqueFd fd, Bytes first, std::function<void()> ended = {});
   void accept_exposed(SocketId socket, std::uint16_t port);
   void accept_app(AppListener& listener);
   void give_accepted(AppListener& listener);
+  void tell_listener(AppListener& listener);
   void defer_delete(std::shared_ptr<void> object) { graveyard_.push_back(std::move(object)); }
 
   NodeOptions options_;
@@ -202,6 +221,9 @@ class NodeRuntime::Loop final : public std::enable_shared_from_this<NodeRuntime:
   std::map<std::uint16_t, std::pair<IpAddress, std::uint16_t>> exposed_peers_;  // local source port -> tailnet source
   std::map<std::uint64_t, AppListener> listeners_;
   std::unordered_map<SocketId, std::uint64_t> listener_of_;
+  std::map<SocketId, std::shared_ptr<UdpUser>> datagram_users_;
+  std::vector<std::shared_ptr<UdpForwarder>> forwarders_;
+  DatagramCounters datagram_counters_;
   std::uint64_t next_listener_ = 1;
 
   struct Loopback {

@@ -21,7 +21,8 @@ namespace {
 namespace json = boost::json;
 constexpr std::size_t kLineMax = 4096;
 constexpr std::size_t kConnectionsMax = 32;
-constexpr int kDialMsMax = 600'000;
+constexpr std::int64_t kDialMsMax = 600'000;
+constexpr Duration kDialDefault = 30s;
 
 std::string failure(const Error& e) {
   return json::serialize(json::object{{"ok", false}, {"code", to_string(e.code)}, {"error", e.message}}) + "\n";
@@ -85,8 +86,10 @@ class NodeRuntime::Loop::ControlConnection final : public FdHandler,
     if (command == "dial") {
       std::int64_t ms = -1;
       if (const json::value* t = v.get_object().if_contains("timeout_ms"); t && t->is_int64()) ms = t->get_int64();
-      int timeout_ms = static_cast<int>(std::clamp<std::int64_t>(ms, -1, kDialMsMax));
-      return later<UniqueFd>([&](auto p) { loop_.dial(text("address"), timeout_ms, p); });
+      auto target = DialTarget::parse("tcp", text("address"));
+      if (!target) return answer(failure(target.error()));
+      Duration timeout = ms < 0 ? kDialDefault : std::chrono::milliseconds(std::min(ms, kDialMsMax));
+      return later<UniqueFd>([&](auto p) { loop_.dial(*target, timeout, p); });
     }
     answer(failure({ErrorCode::kInvalid, "unknown command; known are status, whois, ping, netcheck, dial, logout"}));
   }

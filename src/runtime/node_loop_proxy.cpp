@@ -82,10 +82,12 @@ class NodeRuntime::Loop::ProxyConnection final : public FdHandler,
   }
 
   void dial(const proxy::Connect& c) {
-    std::string host;
-    if (const auto* a = std::get_if<IpAddress>(&c.host)) host = a->to_string();
-    else host = std::get<std::string>(c.host);
-    loop_.open_tailnet(host, c.port, kDialTimeout, [self = weak_from_this(), &loop = loop_](Result<SocketId> r) {
+    DialTarget target;
+    if (const auto* a = std::get_if<IpAddress>(&c.host)) target.host = a->to_string();
+    else target.host = std::get<std::string>(c.host);
+    target.port = c.port;
+    early_.insert(early_.begin(), c.first.begin(), c.first.end());
+    loop_.open_tailnet(target, kDialTimeout, [self = weak_from_this(), &loop = loop_](Result<SocketId> r) {
       auto me = self.lock();
       if (!me || !me->token_) {
         if (r) loop.engine_->stack().abort(loop.clock_.now, *r);
@@ -128,7 +130,7 @@ class NodeRuntime::Loop::ProxyConnection final : public FdHandler,
   EventLoop::Token token_ = 0;
   proxy::ProxyMachine machine_;
   std::optional<SocketId> socket_;   // connected, not yet handed over
-  ByteVector early_;                 // sent by the program behind its request
+  ByteVector early_;                 // what the tunnel gets first
   ByteVector out_;
   std::size_t at_ = 0;
 };

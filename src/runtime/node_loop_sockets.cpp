@@ -1,6 +1,8 @@
 // The app's connections: dialling, listening, exposing local services.
+#include <sys/eventfd.h>
+#include <unistd.h>
+
 #include <boost/json.hpp>
-#include <charconv>
 
 #include "runtime/node_loop.h"
 #include "runtime/sockaddr.h"
@@ -10,54 +12,47 @@ namespace {
 namespace json = boost::json;
 constexpr std::size_t kAcceptedWaitingMax = 128;   // connections an app has not yet accepted, per listener
 constexpr int kExposedDefaultMax = 1024;
-
-// "host:port" or "[v6]:port"
-bool split_host_port(const std::string& text, std::string& host, std::uint16_t& port) {
-  std::size_t colon = text.rfind(':');
-  if (colon == std::string::npos || colon == 0) return false;
-  host = text.substr(0, colon);
-  if (host.front() == '[' && host.back() == ']') host = host.substr(1, host.size() - 2);
-  else if (host.find(':') != std::string::npos) return false;
-  const char* begin = text.data() + colon + 1;
-  const char* end = text.data() + text.size();
-  unsigned value = 0;
-  auto [p, ec] = std::from_chars(begin, end, value);
-  if (ec != std::errc() || p != end || value == 0 || value > 65535 || host.empty()) return false;
-  port = static_cast<std::uint16_t>(value);
-  return true;
-}
 }  // namespace
 
-void NodeRuntime::Loop::open_tailnet(const std::string& host, std::uint16_t port, Duration timeout,
-                                     std::function<void(Result<SocketId>)> done) {
-  if (engine_->state() != node::NodeState::kRunning) {
-    if (auto why = hopeless()) return done(*why);
-    Instant deadline = clock_.now + timeout;
-    when_running_.push_back({deadline, [this, host, port, deadline, done = std::move(done)](Status s) mutable {
-                               if (!s) return done(s.error());
-                               open_tailnet(host, port, deadline - clock_.now, std::move(done));
-                             }});
-    return;
-  }
-  auto addresses = engine_->resolve_name(host);
-  if (!addresses) return done(addresses.error());
+void NodeRuntime::Loop::when_running(Duration timeout, std::function<void(Status)> action) {
+  if (engine_->state() == node::NodeState::kRunning) return action({});
+  if (auto why = hopeless()) return action(*why);
+  when_running_.push_back({clock_.now + timeout, std::move(action)});
+}
+
+Result<IpAddress> NodeRuntime::Loop::device_address(const DialTarget& target) const {
+  auto addresses = engine_->resolve_name(target.host);
+  if (!addresses) return addresses.error();
+  std::erase_if(*addresses, [&](const IpAddress& a) { return (target.family == 4 && !a.is_v4()) || (target.family == 6 && !a.is_v6()); });
+  if (addresses->empty())
+    return Error{ErrorCode::kNotFound, target.host + " has no IPv" + std::to_string(target.family) + " address on the tailnet"};
   if (!engine_->peer_of(addresses->front()))
-    return done(Error{ErrorCode::kUnavailable, host + " is not a device of this tailnet"});
-  netstack::ConnectOptions o;
-  o.timeout = timeout;
-  auto socket = engine_->stack().connect(clock_.now, {addresses->front(), port}, o);
-  if (!socket) return done(socket.error().with_context(host));
-  SocketId id = *socket;
-  dials_[id] = {[this, id, host, done = std::move(done)](Status s) {
-    if (s) return done(id);
-    engine_->stack().close(clock_.now, id);
-    done(s.error().with_context(host));
-  }};
+    return Error{ErrorCode::kUnavailable, target.host + " is not a device of this tailnet"};
+  return addresses->front();
+}
+
+void NodeRuntime::Loop::open_tailnet(const DialTarget& target, Duration timeout, std::function<void(Result<SocketId>)> done) {
+  Instant deadline = clock_.now + timeout;
+  when_running(timeout, [this, target, deadline, done = std::move(done)](Status running) {
+    if (!running) return done(running.error());
+    auto address = device_address(target);
+    if (!address) return done(address.error());
+    netstack::ConnectOptions o;
+    o.timeout = deadline - clock_.now;
+    auto socket = engine_->stack().connect(clock_.now, {*address, target.port}, o);
+    if (!socket) return done(socket.error().with_context(target.host));
+    SocketId id = *socket;
+    dials_[id] = {[this, id, host = target.host, done](Status s) {
+      if (s) return done(id);
+      engine_->stack().close(clock_.now, id);
+      done(s.error().with_context(host));
+    }};
+  });
 }
 
 void NodeRuntime::Loop::splice(SocketId socket, UniqueFd fd, Bytes first, std::function<void()> ended_hook) {
   tune_local(fd.get());
-  auto s = std::make_shared<Splice>(loop_, engine_->stack(), socket, std::move(fd), MutBytes(scratch_.get(), 64 * 1024), clock_.now,
+  auto s = std::make_shared<Splice>(loop_, engine_->stack(), socket, std::move(fd), MutBytes(scratch_.get(), kScratchBytes), clock_.now,
                                     [this, socket, hook = std::move(ended_hook)] {
                                       auto it = splices_.find(socket);
                                       if (it != splices_.end()) {
@@ -96,6 +91,11 @@ void NodeRuntime::Loop::handle_socket_event(const netstack::SocketEvent& event) 
     keep->handle_event(event);
     return;
   }
+  if (auto u = datagram_users_.find(event.id); u != datagram_users_.end()) {
+    auto keep = u->second;
+    keep->handle_event(event);
+    return;
+  }
   if (event.kind == Kind::kAcceptable) {
     if (auto e = exposed_ports_.find(event.id); e != exposed_ports_.end()) {
       while (auto socket = engine_->stack().accept(event.id)) accept_exposed(*socket, e->second);
@@ -107,20 +107,17 @@ void NodeRuntime::Loop::handle_socket_event(const netstack::SocketEvent& event) 
   }
   if (event.kind == Kind::kReset) {
     // A connection nobody has taken yet.
-    for (auto& [id, l] : listeners_) std::erase(l.ready, event.id);
+    for (auto& [id, l] : listeners_)
+      if (std::erase(l.ready, event.id) > 0) tell_listener(l);
     engine_->stack().close(clock_.now, event.id);
   }
 }
 
 // ---- dial, listen, accept ----
 
-void NodeRuntime::Loop::dial(const std::string& address, int timeout_ms, std::shared_ptr<Pending<UniqueFd>> p) {
-  std::string host;
-  std::uint16_t port = 0;
-  if (!split_host_port(address, host, port))
-    return p->set(Error{ErrorCode::kInvalid, "'" + address + "' is not host:port"});
-  Duration timeout = timeout_ms < 0 ? 30s : std::chrono::milliseconds(timeout_ms);
-  open_tailnet(host, port, timeout, [this, p](Result<SocketId> r) {
+void NodeRuntime::Loop::dial(const DialTarget& target, Duration timeout, std::shared_ptr<Pending<UniqueFd>> p) {
+  if (target.udp) return dial_udp(target, timeout, std::move(p));
+  open_tailnet(target, timeout, [this, p](Result<SocketId> r) {
     if (!r) return p->set(r.error());
     auto pair = connected_pair();
     if (!pair) {
@@ -132,13 +129,17 @@ void NodeRuntime::Loop::dial(const std::string& address, int timeout_ms, std::sh
   });
 }
 
-Result<std::uint64_t> NodeRuntime::Loop::listen(std::uint16_t port) {
+Result<NodeRuntime::ListenerRef> NodeRuntime::Loop::listen(std::uint16_t port) {
+  UniqueFd fd(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  if (!fd) return errno_error("cannot make a local socket", errno);
   auto socket = engine_->stack().listen(clock_.now, std::nullopt, port);
   if (!socket) return socket.error();
   std::uint64_t id = next_listener_++;
-  listeners_[id].socket = *socket;
+  AppListener& l = listeners_[id];
+  l.socket = *socket;
+  l.fd = std::make_shared<UniqueFd>(std::move(fd));
   listener_of_[*socket] = id;
-  return id;
+  return ListenerRef{id, l.fd};
 }
 
 void NodeRuntime::Loop::accept_app(AppListener& l) {
@@ -166,6 +167,14 @@ void NodeRuntime::Loop::give_accepted(AppListener& l) {
     splice(socket, std::move(pair->first), {});
     waiter->set(Accepted{std::move(pair->second), remote.to_string()});
   }
+  tell_listener(l);
+}
+
+void NodeRuntime::Loop::tell_listener(AppListener& l) {
+  if (l.told != l.ready.empty()) return;
+  l.told = !l.told;
+  std::uint64_t count = 1;
+  [[maybe_unused]] ssize_t n = l.told ? ::write(l.fd->get(), &count, sizeof count) : ::read(l.fd->get(), &count, sizeof count);
 }
 
 void NodeRuntime::Loop::accept(std::uint64_t listener, std::shared_ptr<Pending<Accepted>> p) {
@@ -175,11 +184,17 @@ void NodeRuntime::Loop::accept(std::uint64_t listener, std::shared_ptr<Pending<A
   accept_app(it->second);
 }
 
+void NodeRuntime::Loop::cancel_accept(std::uint64_t listener, const std::shared_ptr<Pending<Accepted>>& p) {
+  if (auto it = listeners_.find(listener); it != listeners_.end()) std::erase(it->second.waiters, p);
+}
+
 void NodeRuntime::Loop::close_listener(std::uint64_t listener) {
   auto it = listeners_.find(listener);
   if (it == listeners_.end()) return;
   for (auto& w : it->second.waiters) w->set(Error{ErrorCode::kCancelled, "the listener was closed"});
   for (SocketId s : it->second.ready) engine_->stack().abort(clock_.now, s);
+  std::uint64_t one = 1;  // whoever waits for it is told
+  [[maybe_unused]] ssize_t n = ::write(it->second.fd->get(), &one, sizeof one);
   engine_->stack().close(clock_.now, it->second.socket);
   listener_of_.erase(it->second.socket);
   listeners_.erase(it);
@@ -273,8 +288,12 @@ Result<std::string> NodeRuntime::Loop::exposed_peer(std::uint16_t local_port) {
   auto it = exposed_peers_.find(local_port);
   if (it == exposed_peers_.end())
     return Error{ErrorCode::kNotFound, "no tailnet connection comes from local port " + std::to_string(local_port)};
-  json::object o{{"ip", it->second.first.to_string()}, {"port", it->second.second}};
-  if (auto key = engine_->peer_of(it->second.first)) {
+  return peer_json({it->second.first, it->second.second});
+}
+
+Result<std::string> NodeRuntime::Loop::peer_json(const Endpoint& peer) {
+  json::object o{{"ip", peer.address.to_string()}, {"port", peer.port}};
+  if (auto key = engine_->peer_of(peer.address)) {
     if (auto p = engine_->peer_status(clock_.now, *key)) {
       o["peer"] = p->name;
       o["stable_id"] = p->stable_id;

@@ -105,6 +105,11 @@ std::string NodeRuntime::Loop::status_json() {
   io["connections"] = memory.connections;
   io["buffer_bytes"] = memory.buffers;
   io["pooled_bytes"] = memory.pooled;
+  const DatagramCounters& d = datagram_counters_;
+  io["datagrams"] = json::object{{"to_app", d.to_app}, {"from_app", d.from_app}, {"too_long", d.too_long}, {"empty", d.empty},
+                                 {"other_source", d.other_source}, {"bad_head", d.bad_head}, {"way_full", d.way_full},
+                                 {"local_failed", d.local_failed},
+                                 {"unread", engine_->stack().counters().drop(netstack::Drop::kUdpQueueFull)}};
   o["counters"] = std::move(io);
   return json::serialize(o);
 }

@@ -4,6 +4,8 @@
 #include <signal.h>
 #include <sys/eventfd.h>
 
+#include <charconv>
+
 #include "runtime/node_loop.h"
 
 namespace porthole::runtime {
@@ -56,6 +58,25 @@ std::string clean_hostname(const std::string& name) {
 }
 
 }  // namespace
+
+Result<DialTarget> DialTarget::parse(const std::string& network, const std::string& address) {
+  DialTarget out;
+  std::string kind = network.substr(0, 3), family = network.size() > 3 ? network.substr(3) : "";
+  if ((kind != "tcp" && kind != "udp") || (!family.empty() && family != "4" && family != "6"))
+    return Error{ErrorCode::kUnsupported, "network '" + network + "' is not supported; use tcp or udp (tcp4, tcp6, udp4, udp6)"};
+  out.udp = kind == "udp";
+  out.family = family.empty() ? 0 : family[0] - '0';
+  Error bad{ErrorCode::kInvalid, "'" + address + "' is not host:port"};
+  std::size_t colon = address.rfind(':');
+  if (colon == std::string::npos || colon == 0) return bad;
+  out.host = address.substr(0, colon);
+  if (out.host.size() > 2 && out.host.front() == '[' && out.host.back() == ']') out.host = out.host.substr(1, out.host.size() - 2);
+  else if (out.host.find_first_of(":[]") != std::string::npos) return bad;
+  const char* end = address.data() + address.size();
+  auto [stopped, error] = std::from_chars(address.data() + colon + 1, end, out.port);
+  if (error != std::errc() || stopped != end || out.port == 0) return bad;
+  return out;
+}
 
 Result<std::unique_ptr<NodeRuntime>> NodeRuntime::start(NodeOptions options) {
   if (options.state_dir.empty()) return Error{ErrorCode::kInvalid, "no state directory was given"};
@@ -147,24 +168,43 @@ Result<ProxyAccess> NodeRuntime::loopback(const std::string& address) {
 }
 
 Result<UniqueFd> NodeRuntime::dial(const std::string& network, const std::string& address, int timeout_ms) {
-  if (network != "tcp" && network != "tcp4" && network != "tcp6")
-    return Error{ErrorCode::kUnsupported, "network '" + network + "' is not supported; use tcp"};
+  auto target = DialTarget::parse(network, address);
+  if (!target) return target.error();
   if (timeout_ms < 0) timeout_ms = kDialDefaultMs;
   auto p = std::make_shared<Pending<UniqueFd>>();
-  if (!loop_->post([l = loop_, p, address, timeout_ms] { l->dial(address, timeout_ms, p); })) return closed_error();
+  if (!loop_->post([l = loop_, p, to = *target, timeout_ms] { l->dial(to, std::chrono::milliseconds(timeout_ms), p); }))
+    return closed_error();
   auto r = p->wait(timeout_ms + 1000);  // the connect has its own limit
   if (!r) return timeout_error("no connection to " + address, timeout_ms);
   return std::move(*r);
 }
 
-Result<std::uint64_t> NodeRuntime::listen(std::uint16_t port) {
-  return ask<std::uint64_t>(loop_, [l = loop_, port] { return l->listen(port); });
+Result<UniqueFd> NodeRuntime::begin_dial(const std::string& network, const std::string& address, int timeout_ms) {
+  auto target = DialTarget::parse(network, address);
+  if (!target) return target.error();
+  auto pair = datagram_pair();
+  if (!pair) return pair.error();
+  if (timeout_ms < 0) timeout_ms = kDialDefaultMs;
+  auto p = std::make_shared<Pending<UniqueFd>>();
+  p->on_set([ours = std::make_shared<UniqueFd>(std::move(pair->first))](const Result<UniqueFd>& r) { tell_dialled(ours->get(), r); });
+  if (!loop_->post([l = loop_, p, to = *target, timeout_ms] { l->dial(to, std::chrono::milliseconds(timeout_ms), p); }))
+    return closed_error();
+  return std::move(pair->second);
+}
+
+Result<NodeRuntime::ListenerRef> NodeRuntime::listen(std::uint16_t port) {
+  return ask<ListenerRef>(loop_, [l = loop_, port] { return l->listen(port); });
 }
 
 Result<NodeRuntime::Accepted> NodeRuntime::accept(std::uint64_t listener, int timeout_ms) {
   auto p = std::make_shared<Pending<Accepted>>();
   if (!loop_->post([l = loop_, p, listener] { l->accept(listener, p); })) return closed_error();
   auto r = p->wait(timeout_ms);
+  if (!r) {
+    // A connection that was given at this very moment is not lost.
+    (void)ask<bool>(loop_, [l = loop_, p, listener]() -> Result<bool> { l->cancel_accept(listener, p); return true; });
+    r = p->wait(0);
+  }
   if (!r) return timeout_error("nobody connected", timeout_ms);
   return std::move(*r);
 }
@@ -184,6 +224,23 @@ Status NodeRuntime::expose(std::uint16_t port, const std::string& local_address,
 
 Result<std::string> NodeRuntime::exposed_peer(std::uint16_t local_port) {
   return ask<std::string>(loop_, [l = loop_, local_port] { return l->exposed_peer(local_port); });
+}
+
+Result<UniqueFd> NodeRuntime::listen_packet(std::uint16_t port) {
+  return ask<UniqueFd>(loop_, [l = loop_, port] { return l->listen_packet(port); });
+}
+
+Status NodeRuntime::expose_udp(std::uint16_t port, const std::string& local_address, int max_sources) {
+  auto r = ask<bool>(loop_, [l = loop_, port, local_address, max_sources]() -> Result<bool> {
+    Status s = l->expose_udp(port, local_address, max_sources);
+    if (!s) return s.error();
+    return true;
+  });
+  return r ? Status() : Status(r.error());
+}
+
+Result<std::string> NodeRuntime::exposed_udp_peer(std::uint16_t local_port) {
+  return ask<std::string>(loop_, [l = loop_, local_port] { return l->exposed_udp_peer(local_port); });
 }
 
 Result<std::string> NodeRuntime::ping(const std::string& peer, int timeout_ms) {

@@ -33,6 +33,15 @@ struct ProxyAccess {
   std::string address, username, password;
 };
 
+// What "network" and "host:port" of the ABI mean.
+struct DialTarget {
+  std::string host;                // name or address, without brackets
+  std::uint16_t port = 0;
+  bool udp = false;
+  int family = 0;                  // 4, 6, or 0: either
+  static Result<DialTarget> parse(const std::string& network, const std::string& address);
+};
+
 class NodeRuntime {
  public:
   static Result<std::unique_ptr<NodeRuntime>> start(NodeOptions options);
@@ -50,7 +59,13 @@ class NodeRuntime {
   Result<std::string> status_json();
   Result<ProxyAccess> loopback(const std::string& address);   // empty: 127.0.0.1, any port
   Result<UniqueFd> dial(const std::string& network, const std::string& address, int timeout_ms);
-  Result<std::uint64_t> listen(std::uint16_t port);           // listener id
+  // The descriptor becomes readable when finish_dial() has an answer.
+  Result<UniqueFd> begin_dial(const std::string& network, const std::string& address, int timeout_ms);
+  struct ListenerRef {
+    std::uint64_t id = 0;
+    std::shared_ptr<UniqueFd> fd;                             // readable while connections wait
+  };
+  Result<ListenerRef> listen(std::uint16_t port);
   struct Accepted {
     UniqueFd fd;
     std::string peer;
@@ -59,6 +74,9 @@ class NodeRuntime {
   void close_listener(std::uint64_t listener);
   Status expose(std::uint16_t port, const std::string& local_address, int max_connections);
   Result<std::string> exposed_peer(std::uint16_t local_port);
+  Result<UniqueFd> listen_packet(std::uint16_t port);         // the app's end; see runtime/datagrams.h
+  Status expose_udp(std::uint16_t port, const std::string& local_address, int max_sources);
+  Result<std::string> exposed_udp_peer(std::uint16_t local_port);
   Result<std::string> ping(const std::string& peer, int timeout_ms);
   Result<std::string> netcheck(int timeout_ms);
   Status set_log_fd(int fd);

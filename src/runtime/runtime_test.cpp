@@ -11,6 +11,7 @@
 #include <thread>
 
 #include "runtime/clock.h"
+#include "runtime/datagrams.h"
 #include "runtime/event_loop.h"
 #include "runtime/files.h"
 #include "runtime/interfaces.h"
@@ -239,6 +240,32 @@ TEST(LocalSocket, PairTellsResetFromEnd) {
     EXPECT_EQ(n, reset ? -1 : 0);
     EXPECT_EQ(reset, n < 0 && errno == ECONNRESET);
   }
+}
+
+TEST(LocalSocket, DialOutcomesKeepTheirCodeAndDescriptor) {
+  for (int code = 0; code <= static_cast<int>(ErrorCode::kInternal); ++code) {
+    auto pair = datagram_pair();
+    ASSERT_TRUE(pair.ok());
+    EXPECT_EQ(take_dialled(pair->second.get()).error().code, ErrorCode::kUnavailable);
+    tell_dialled(pair->first.get(), Error{static_cast<ErrorCode>(code), "a sentence"});
+    auto back = take_dialled(pair->second.get());
+    ASSERT_FALSE(back.ok());
+    EXPECT_EQ(back.error().code, static_cast<ErrorCode>(code));
+    EXPECT_EQ(back.error().message, "a sentence");
+  }
+  auto pair = datagram_pair();
+  int pipe_fds[2];
+  ASSERT_EQ(::pipe2(pipe_fds, O_CLOEXEC), 0);
+  UniqueFd out(pipe_fds[0]), in(pipe_fds[1]);
+  tell_dialled(pair->first.get(), std::move(in));
+  auto back = take_dialled(pair->second.get());
+  ASSERT_TRUE(back.ok()) << back.error().message;
+  EXPECT_EQ(::write(back->get(), "x", 1), 1);
+  pair->first.reset();
+  EXPECT_EQ(take_dialled(pair->second.get()).error().code, ErrorCode::kCancelled);
+  EXPECT_FALSE(take_dialled(out.get()).ok());
+  // Nobody is there any more.
+  tell_dialled(pair->second.get(), Error{ErrorCode::kRefused, std::string(5000, 'x')});
 }
 
 TEST(Interfaces, LoopbackIsListed) {
