@@ -316,6 +316,9 @@ Status watch_nodes(HeadscaleApi& api, const ProofOptions& options, IsolationProo
 }  // namespace
 
 Status prove_isolation(HeadscaleApi& api, const ProofOptions& options, IsolationProof& proof) {
+  // A crash may have left some; a node that remembers another network would prove nothing.
+  std::error_code ignored;
+  std::filesystem::remove_all(options.scratch, ignored);
   if (auto s = remove_proof_nodes(api); !s) return s;
   auto one = proof_user(api, "1");
   if (!one) return one.error();
@@ -344,8 +347,7 @@ Status prove_isolation(HeadscaleApi& api, const ProofOptions& options, Isolation
         (void)api.expire_key(key.id);
         (void)api.delete_key(key.id);
       }
-  std::error_code ignored;
-  std::filesystem::remove(options.scratch, ignored);
+  std::filesystem::remove_all(options.scratch, ignored);
   return result;
 }
 
