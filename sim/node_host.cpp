@@ -78,6 +78,7 @@ void NodeHost::start() {
   config.control.hostinfo.ipn_version = "0.1.0-sim";
   config.control.cached_control_key = control_key_;
   config.control.expect_registered = registered_;
+  config.saved_map = saved_map_;
   config.relay_only = config_.relay_only;
   config.udp_enabled = config_.udp_enabled;
   config.stack = config_.stack;
@@ -126,6 +127,7 @@ void NodeHost::stop() {
   if (!engine_) return;
   world_.note(config_.name, "stops");
   persist();
+  saved_map_ = engine_->saved_map();
   engine_->settle(clock());
   pump_streams();
   for (auto& [id, s] : streams_) s->stream->close();
@@ -135,6 +137,7 @@ void NodeHost::stop() {
 void NodeHost::kill() {
   if (!engine_) return;
   world_.note(config_.name, "is killed");
+  saved_map_ = engine_->saved_map();   // a moment ago
   for (auto& [id, s] : streams_) s->stream->abort();
   end_process({ErrorCode::kCancelled, "the node was killed"});
 }
@@ -154,6 +157,7 @@ void NodeHost::wipe() {
   auth_key_ = {};
   control_key_.reset();
   registered_ = false;
+  saved_map_.clear();
   last_stamp_ = {};
   addresses_.clear();
 }

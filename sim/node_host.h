@@ -116,6 +116,7 @@ class NodeHost final : private DatagramSink {
   crypto::NodePrivate node_key_;
   crypto::SecretText auth_key_;
   std::optional<MachinePublic> control_key_;
+  std::string saved_map_;
   bool registered_ = false;
   wg::Tai64n last_stamp_;
   std::uint16_t udp_port_ = 0;

@@ -159,6 +159,7 @@ struct ControlClient::Impl {
   bool wants_logout = false;
   bool lite_dirty = false;
   Instant lite_not_before;
+  Instant confirmed;                  // when the server last showed that it knows this node
   int lite_quick_left = 0;
   int not_found = 0;
   bool node_gone = false;           // the map said so and we registered again because of it
@@ -420,7 +421,8 @@ struct ControlClient::Impl {
     connect_backoff.reset();
     if (!answer.error.empty()) {
       const ErrorCode code = config.auth_key.empty() ? ErrorCode::kRefused : ErrorCode::kUnauthorized;
-      return refuse_login(from_server({code, "it refused this node: " + printable_line(answer.error)}));
+      const char* what = node_gone ? "this node was removed there, and its key is refused: " : "it refused this node: ";
+      return refuse_login(from_server({code, what + printable_line(answer.error)}));
     }
     if (!answer.node_key_signature.empty()) {
       return fail(from_server({ErrorCode::kUnsupported, "tailnet lock is on, which this node does not support"}));
@@ -611,7 +613,13 @@ struct ControlClient::Impl {
     if (state == ControlState::kRunning) set_state(ControlState::kReconnecting, from_server(why));
   }
 
+  void check_membership(Clock clock, Duration spacing) {
+    if (map_call && map_call->got_map && clock.now - confirmed > spacing) changed(clock);
+  }
+
   void handle_map_message(Clock clock, ts2021::MapResponse&& message) {
+    if (message.keep_alive) check_membership(clock, kMembershipAsk);
+    else confirmed = clock.now;
     if (message.ping_request) handle_ping_request(clock, *message.ping_request);
     if (!session || !map_call) return;
     if (!message.pop_browser_url.empty() && message.pop_browser_url != last_browser_url) {
@@ -763,14 +771,20 @@ struct ControlClient::Impl {
     disarm(kLiteAnswer);
     if (error_code == ts2021::kH2NoError && call.status == 200) {
       lite_backoff.reset();
-    } else if (call.status != 404 && call.status != 400) {  // those are the map stream's to judge
+      confirmed = clock.now;
+    } else if (registered && (call.status == 404 || call.status == 400)) {
+      // Unknown there, it seems, and perhaps the stream is a relic: a new one's answer decides.
+      confirmed = clock.now;
+      stop_map();
+      return retry_map(clock, map_backoff.next(rng));
+    } else if (registered) {
       notice(clock.now, from_server({ErrorCode::kUnavailable,
                                      "it did not take an update of this node's addresses (" +
                                          std::to_string(call.status) + "); trying again"}));
       lite_dirty = true;
       const Duration wait = call.status == 429 ? retry_after(call.retry_after, clock.wall, rng) : lite_backoff.next(rng);
       lite_not_before = std::max(lite_not_before, clock.now + wait);
-    } else if (!registered) {
+    } else {
       lite_dirty = true;  // asked too early
     }
     if (lite_dirty) schedule_lite(clock);
@@ -967,6 +981,25 @@ void ControlClient::login(Clock clock, crypto::SecretText auth_key) {
 }
 
 void ControlClient::logout(Clock clock) { impl_->logout(clock); }
+
+bool ControlClient::restore_map(Clock clock, Bytes saved) {
+  Impl& i = *impl_;
+  if (i.state != ControlState::kIdle || !i.config.expect_registered) return false;
+  auto message = ts2021::parse_map_response(saved);
+  if (!message.ok() || !message->node || message->node->key != i.node_key.public_key()) return false;
+  Netmap map;
+  auto change = map.apply(std::move(*message), clock.wall);
+  if (!change.ok() || map.self()->expired || !map.self()->machine_authorized) return false;
+  i.netmap = std::move(map);
+  i.events.push_back(NetmapChanged{std::move(*change)});
+  return true;
+}
+
+void ControlClient::check_membership(Clock clock) { impl_->check_membership(clock, kMembershipAskMin); }
+
+std::string ControlClient::saved_map() const {
+  return impl_->netmap.has_map() ? ts2021::encode_map_response(impl_->netmap.snapshot()) : std::string();
+}
 
 void ControlClient::network_changed(Clock clock) {
   Impl& i = *impl_;

@@ -121,12 +121,17 @@ class ControlClient {
   ControlClient& operator=(const ControlClient&) = delete;
 
   // ---- commands ----
+  // Before start(): the map of the last run, as saved_map() gave it, holds until the server has sent its own: NetmapChanged
+  // follows. False, and nothing happens: not a map of this node key, damaged, or expired.
+  bool restore_map(Clock clock, Bytes saved);
   void start(Clock clock);
   // After kNeedsLogin or kLoggedOut: try again, with another pre-auth key if given. After kLoggedOut the node key is
   // replaced.
   void login(Clock clock, crypto::SecretText auth_key);
   // Tells the server that this node leaves; LoggedOut and kLoggedOut follow when it has answered, or after 10 s.
   void logout(Clock clock);
+  // The data plane wonders whether this node still belongs to its tailnet (peers do not answer): asks the server.
+  void check_membership(Clock clock);
   // The machine's network changed: existing connections are replaced at once.
   void network_changed(Clock clock);
   // Closes everything; no further events. The node stays registered.
@@ -157,6 +162,8 @@ class ControlClient {
   std::optional<ControlEvent> poll_event();
   ControlState state() const;
   const Netmap& netmap() const;
+  // The map for the next run's restore_map(); JSON, no secrets, private all the same. Empty: no map.
+  std::string saved_map() const;
   const crypto::NodePrivate& node_key() const;
   // nullopt until known.
   std::optional<MachinePublic> control_key() const;

@@ -234,7 +234,7 @@ class World : public ::testing::Test {
       auto parsed = ts2021::parse_map_request(request.body);
       ASSERT_TRUE(parsed.ok());
       if (map_status != 200) {
-        if (parsed->stream) ++map_refusals;
+        ++(parsed->stream ? map_refusals : lite_refusals);
         conn.h2->respond(request.stream, map_status, {}, as_bytes("node not found\n"));
         return;
       }
@@ -315,7 +315,7 @@ class World : public ::testing::Test {
   bool blackhole = false;
   bool early_payload = true;
   bool send_first_map = true;
-  int dials = 0, key_fetches = 0, sessions = 0, map_refusals = 0;
+  int dials = 0, key_fetches = 0, sessions = 0, map_refusals = 0, lite_refusals = 0;
   int register_status = 200, map_status = 200, lite_status = 200;
   ts2021::Headers register_headers;
   std::function<std::optional<Error>(const OpenStream&)> refuse_dial = [](const OpenStream&) { return std::nullopt; };
@@ -394,6 +394,39 @@ TEST_F(ControlClientTest, WarmStartAsksForEverythingAtOnce) {
   run();
   EXPECT_EQ(maps.size(), 1u);
   EXPECT_EQ(take<Registered>().size(), 1u);
+}
+
+TEST_F(ControlClientTest, TheMapOfTheLastRunHoldsUntilTheServerSendsItsOwn) {
+  start(config());
+  const std::string saved = client->saved_map();
+  const Netmap before = client->netmap();
+  ASSERT_FALSE(before.peers().empty());
+  auto fresh = [&](const crypto::NodePrivate& key, bool expect) {
+    ControlConfig c = config();
+    c.expect_registered = expect;
+    client = std::make_unique<ControlClient>(std::move(c), crypto::MachinePrivate::generate(rng), key.duplicate(), rng, Log::none());
+  };
+  const auto key = client->node_key().duplicate();
+  fresh(key, true);
+  ASSERT_TRUE(client->restore_map(clock, as_bytes(saved)));
+  EXPECT_EQ(client->netmap().peers(), before.peers());
+  EXPECT_EQ(client->netmap().self(), before.self());
+  EXPECT_EQ(client->netmap().filter_chunks(), before.filter_chunks());
+  EXPECT_EQ(client->netmap().relay_map(), before.relay_map());
+  EXPECT_EQ(client->netmap().users(), before.users());
+  EXPECT_EQ(client->netmap().dns(), before.dns());
+  EXPECT_EQ(client->netmap().domain(), before.domain());
+  EXPECT_EQ(client->saved_map(), saved);
+  // Not for another key, nor for a node that is not registered, nor when it is damaged.
+  fresh(crypto::NodePrivate::generate(rng), true);
+  EXPECT_FALSE(client->restore_map(clock, as_bytes(saved)));
+  fresh(key, false);
+  EXPECT_FALSE(client->restore_map(clock, as_bytes(saved)));
+  fresh(key, true);
+  for (std::size_t n : {std::size_t{0}, std::size_t{1}, saved.size() / 2, saved.size() - 1})
+    EXPECT_FALSE(client->restore_map(clock, as_bytes(saved).first(n)));
+  EXPECT_FALSE(client->netmap().has_map());
+  EXPECT_FALSE(client->poll_event());
 }
 
 TEST_F(ControlClientTest, WarmStartThatCameTooEarlyTriesAgainAfterRegistering) {
@@ -568,7 +601,8 @@ TEST_F(ControlClientTest, SilenceEndsInTheWatchdog) {
   EXPECT_EQ(client->state(), ControlState::kRunning);
   EXPECT_EQ(registers.size(), 1u);  // reconnecting needs no registration
   EXPECT_NE(notices().find("two minutes"), std::string::npos);
-  EXPECT_EQ(lites.size(), 2u);
+  // The start of each stream, and with nothing but keep-alives every other one of them is followed by a question.
+  EXPECT_EQ(lites.size(), 2u + 5u);
 }
 
 TEST_F(ControlClientTest, ADeadPathIsNoticedByPing) {
@@ -766,6 +800,33 @@ TEST_F(ControlClientTest, DeletedNodeRegistersAgainThenReportsIt) {
   EXPECT_FALSE(client->netmap().has_map());
   advance(std::chrono::hours(1));
   EXPECT_EQ(map_refusals, 2 * kNotFoundMax);
+}
+
+// Headscale leaves the stream of a deleted node open and says nothing.
+TEST_F(ControlClientTest, ANodeThatWasDeletedInSilenceFindsOut) {
+  for (bool asked : {true, false}) {
+    SCOPED_TRACE(asked);
+    start(config());
+    advance(std::chrono::seconds(20));
+    map_status = 404;
+    lite_refusals = 0;
+    if (asked) {
+      client->check_membership(clock);
+      client->check_membership(clock);
+    }
+    for (int i = 0; i < 3; ++i) {
+      if (!asked) send_raw(R"({"KeepAlive":true})");
+      run();
+      advance(std::chrono::seconds(30));
+      if (maps.empty() || client->state() == ControlState::kLoggedOut) break;
+    }
+    EXPECT_GE(lite_refusals, 1);
+    EXPECT_EQ(client->state(), ControlState::kLoggedOut);
+    EXPECT_NE(state_error().find("removed"), std::string::npos);
+    map_status = 200;
+    conns.clear();
+    maps.clear();
+  }
 }
 
 TEST_F(ControlClientTest, DeletedNodeWithoutAKeyIsAskedToLogIn) {

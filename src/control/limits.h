@@ -36,6 +36,10 @@ constexpr int kLiteQuickCount = 4;
 constexpr Duration kBackoffMax = std::chrono::seconds(30);
 // Logout must not hang a program that wants to end.
 constexpr Duration kLogoutTimeout = std::chrono::seconds(10);
+// Some servers say nothing to a node that was deleted and leave its stream open: an update that changes nothing asks. With
+// keep-alives and no other word for this long, and when the data plane wonders, at most this often.
+constexpr Duration kMembershipAsk = std::chrono::seconds(60);
+constexpr Duration kMembershipAskMin = std::chrono::seconds(10);
 // 404 answers to the map request before the node registers again.
 constexpr int kNotFoundMax = 3;
 // Debug.SleepSeconds: longest pause that is honoured.

@@ -221,6 +221,19 @@ Result<NetmapChange> Netmap::apply(MapResponse&& message, WallTime now) {
   return change;
 }
 
+ts2021::MapResponse Netmap::snapshot() const {
+  ts2021::MapResponse m;
+  m.node = self_;
+  for (const auto& [id, node] : peers_) m.peers.push_back(node);
+  m.derp_map = ts2021::RelayMapUpdate::full(relay_map_);
+  m.dns_config = dns_;
+  m.domain = domain_;
+  m.packet_filters.emplace();
+  for (const auto& [name, rules] : filter_chunks_) m.packet_filters->emplace(name, rules);
+  for (const auto& [id, profile] : users_) m.user_profiles.push_back(profile);
+  return m;
+}
+
 NetmapChange Netmap::expire(WallTime now) {
   NetmapChange change;
   auto due = [&](const Node& node) {

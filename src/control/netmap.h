@@ -59,6 +59,8 @@ class Netmap {
   // Server clock minus ours, when they differ by more than a minute; else zero.
   Duration clock_offset() const { return clock_offset_; }
   bool has_map() const { return self_.has_value(); }
+  // The whole map as the first message of a stream would tell it: apply() of it to an empty Netmap gives the same map.
+  ts2021::MapResponse snapshot() const;
 
   // A new stream begins: the next map message is complete and replaces everything. What is held stays readable
   // until then.

@@ -98,6 +98,9 @@ void Engine::start(Clock clock) {
   paths_->set_keys(clock.now, disco_, control_->node_key().public_key());
   control_->set_disco_key(clock, disco_.public_key());
   set_state(NodeState::kStarting);
+  restored_ = control_->restore_map(clock, as_bytes(config_.saved_map));
+  config_.saved_map = {};
+  if (restored_) drain_control();
   control_->start(clock);
 }
 
@@ -330,6 +333,10 @@ void Engine::session(wg::PeerId id, wg::SessionState state) {
   }
 }
 
+std::string Engine::saved_map() const {
+  return registered_ && installed_key_ == control_->node_key().public_key() ? control_->saved_map() : std::string();
+}
+
 void Engine::path_changed(const Peer& peer, netstack::PathChange kind) {
   for (const IpAddress& a : peer.addresses) stack_->path_changed(clock_.now, a, kind);
 }
@@ -412,7 +419,10 @@ void Engine::settle(Clock clock) {
   drain_derp();
   drain_paths();
   for (wg::PeerId id : std::exchange(gone_silent_, {}))
-    if (Peer* peer = by_tunnel(id); peer && peer->silent) path_changed(*peer, netstack::PathChange::kUnreachable);
+    if (Peer* peer = by_tunnel(id); peer && peer->silent) {
+      path_changed(*peer, netstack::PathChange::kUnreachable);
+      control_->check_membership(clock);
+    }
   TunnelSink sink(*this);
   output_waits_ = stack_->produce(clock.now, sink);
   tunnel_->flush(clock);
@@ -530,6 +540,7 @@ void Engine::apply_netmap(const control::NetmapChange& change) {
   if (change.self || change.full || !change.peers_removed.empty() || !change.peers_upserted.empty()) rebuild_names();
   if (!added.empty() || !removed.empty()) emit(PeersEvent{std::move(added), std::move(removed)});
   if (!map_at_) map_at_ = clock_.now;
+  ++map_version_;
   check_running();
 }
 
@@ -591,6 +602,8 @@ void Engine::remove_peer(ts2021::NodeId id, std::vector<std::string>* removed) {
 }
 
 void Engine::stop_data_plane() {
+  ++map_version_;
+  restored_ = false;
   while (!peers_.empty()) remove_peer(peers_.begin()->first, nullptr);
   tunnel_->set_private_key(clock_, {});
   derp_->set_key(clock_.now, {});
@@ -726,7 +739,10 @@ void Engine::set_state(NodeState state, std::optional<Error> error) {
 }
 
 void Engine::check_running() {
-  if (running_told_ || !map_at_ || !control_->netmap().self() || control_->state() != control::ControlState::kRunning) return;
+  if (running_told_ || !map_at_ || !control_->netmap().self()) return;
+  using S = control::ControlState;
+  const S state = control_->state();
+  if (state != S::kRunning && !(restored_ && (state == S::kConnecting || state == S::kReconnecting))) return;
   bool relays = !control_->netmap().relay_map().regions.empty();
   if (relays && !relay_connected_ && clock_.now < *map_at_ + kRelayPatience) return;
   running_told_ = true;

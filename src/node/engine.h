@@ -36,6 +36,8 @@ struct EngineConfig {
   bool relay_only = false;
   bool udp_enabled = true;
   bool fixed_port = false;             // the UDP port was configured
+  // saved_map() of the last run: peers can be reached before the coordinator has answered. Damaged or foreign: ignored.
+  std::string saved_map;
   netstack::StackConfig stack;
 };
 
@@ -138,6 +140,9 @@ class Engine final : private wg::Host, private derp::DerpHost {
 
   // ---- sockets of the app
   netstack::Stack& stack() { return *stack_; }
+  // For the next start; changes when map_version() does. Empty: there is none that may be used.
+  std::string saved_map() const;
+  std::uint64_t map_version() const { return map_version_; }
   // Name, FQDN or address literal -> tailnet addresses, IPv4 first.
   Result<std::vector<IpAddress>> resolve_name(std::string_view name) const;
 
@@ -232,6 +237,8 @@ class Engine final : private wg::Host, private derp::DerpHost {
   std::vector<Peer*> by_tunnel_;         // index: wg::PeerId
   std::map<NodePublic, ts2021::NodeId> by_key_;
   std::map<wg::PeerId, Hurry> hurry_;
+  bool restored_ = false;               // the map in use is the last run's
+  std::uint64_t map_version_ = 0;
   std::vector<wg::PeerId> gone_silent_;  // to tell the netstack of, outside the tunnel's calls
   std::set<NodePublic> probes_;          // PeerReadyEvent wanted
   std::vector<MutBytes> accepted_;       // scratch of deliver()

@@ -3,6 +3,7 @@
 #include <malloc.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <boost/json.hpp>
 
 #include "runtime/sockaddr.h"
@@ -16,6 +17,10 @@ constexpr Duration kAddressDebounce = 1s;       // a link change comes as a burs
 constexpr Duration kRebindEvery = 5s;           // at most, on send errors
 constexpr int kRoundsPerTurn = 64;
 constexpr Duration kTrimAfter = 2s;             // of silence
+constexpr Duration kLeaveTimeout = 1500ms;      // within the 2 s in which a node ends
+constexpr std::string_view kMapFile = "netmap.json";
+constexpr std::size_t kMapBytesMax = 8 << 20;   // some 10,000 peers
+constexpr Duration kSaveMapAfter = 30s;         // of a change; and at the end
 
 json::array texts(const std::vector<IpAddress>& list) {
   json::array out;
@@ -60,6 +65,8 @@ Status NodeRuntime::Loop::open() {
   config.control.hostinfo.userspace = true;
   if (!persistent_.control_key.is_zero()) config.control.cached_control_key = persistent_.control_key;
   config.control.expect_registered = persistent_.registered;
+  // Worth a slow first contact when damaged, not an error.
+  if (auto map = read_file(dir_.file(kMapFile), kMapBytesMax); map && *map) config.saved_map = std::move(**map);
   config.relay_only = options_.relay_only;
   config.fixed_port = options_.udp_port != 0;
   engine_ = std::make_unique<node::Engine>(std::move(config), persistent_.machine_key.duplicate(),
@@ -125,19 +132,30 @@ void NodeRuntime::Loop::run() {
   announce_addresses();
   engine_->start(clock_);
   drive();
-  while (!stop_) {
+  std::optional<Instant> leave_by;   // an ephemeral node that ends tells its coordinator, which forgets it at once
+  for (;;) {
+    if (stop_) {
+      if (!leave_by && persistent_.ephemeral && engine_->state() == node::NodeState::kRunning) {
+        leave_by = clock_.now + kLeaveTimeout;
+        engine_->logout(clock_);
+        drive();
+      }
+      if (!leave_by || clock_.now >= *leave_by || engine_->state() == node::NodeState::kLoggedOut) break;
+    }
     Deadline d = engine_->next_timeout();
     Instant until = std::min(d.latest, streams_->next_timeout());
     if (recheck_addresses_at_) until = std::min(until, *recheck_addresses_at_);
     if (trim_at_) until = std::min(until, *trim_at_);
+    if (save_map_at_) until = std::min(until, *save_map_at_);
+    if (leave_by) until = std::min(until, *leave_by);
     until = std::min({until, next_proxy_timeout(), next_datagram_timeout()});
     for (const WhenRunning& w : when_running_) until = std::min(until, w.deadline);
     if (engine_->wants_settle()) until = clock_.now;
     loop_.wait(clock_.now, until);
     clock_ = clock_now();
     loop_.dispatch();
-    if (stop_) break;
     if (trim_at_ && *trim_at_ <= clock_.now) trim_memory();
+    if (save_map_at_ && *save_map_at_ <= clock_.now) save_map();
     if (engine_->next_timeout().earliest <= clock_.now) engine_->handle_timeout(clock_);
     if (streams_->next_timeout() <= clock_.now) streams_->handle_timeout(clock_.now);
     if (recheck_addresses_at_ && *recheck_addresses_at_ <= clock_.now) network_may_have_changed();
@@ -145,6 +163,7 @@ void NodeRuntime::Loop::run() {
     expire_proxies();
     expire_datagrams();
     drive();
+    if (engine_->map_version() != saved_map_version_ && !save_map_at_) save_map_at_ = clock_.now + kSaveMapAfter;
     graveyard_.clear();
   }
   stop_now();
@@ -163,6 +182,7 @@ void NodeRuntime::Loop::stop_now() {
   engine_->settle(clock_);
   streams_->pump(clock_.now);
   persist();
+  save_map();
   loop_.close();  // first, so that no question comes in behind the last answer
   Error closed{ErrorCode::kCancelled, "the node was closed"};
   fail_waiters(closed);
@@ -309,6 +329,19 @@ void NodeRuntime::Loop::persist() {
     log_.write(LogLevel::kError, "state", s.error().message);
     json::object o{{"event", "notice"}, {"code", to_string(s.error().code)}, {"message", s.error().message}};
     emit(json::serialize(o));
+  }
+}
+
+void NodeRuntime::Loop::save_map() {
+  save_map_at_.reset();
+  if (engine_->map_version() == saved_map_version_) return;
+  saved_map_version_ = engine_->map_version();
+  std::string map = engine_->saved_map();
+  const std::string path = dir_.file(kMapFile);
+  if (map.empty() || map.size() > kMapBytesMax) {
+    ::unlink(path.c_str());
+  } else if (Status s = write_file_atomic(path, map); !s) {
+    log_.write(LogLevel::kWarning, "state", s.error().message);
   }
 }
 

@@ -149,6 +149,7 @@ class NodeRuntime::Loop final : public std::enable_shared_from_this<NodeRuntime:
   void handle_engine_event(node::Event& event);
   void handle_socket_event(const netstack::SocketEvent& event);
   void persist();
+  void save_map();                        // for a quick next start
   void fail_waiters(const Error& error);
   void resolve_waiters();
   void expire_when_running();
@@ -202,6 +203,8 @@ class NodeRuntime::Loop final : public std::enable_shared_from_this<NodeRuntime:
   Instant last_rebind_;
   Instant last_traffic_;
   std::optional<Instant> trim_at_;
+  std::optional<Instant> save_map_at_;
+  std::uint64_t saved_map_version_ = 0;
   std::unique_ptr<std::uint8_t[]> scratch_;
 
   std::unordered_map<SocketId, std::shared_ptr<Splice>> splices_;

@@ -17,7 +17,8 @@
 
 The port is chosen once and kept over restarts. Options of the constructor: policy_mode "database" or "file" (then
 `policy` is the text of the file, None: no file, everything open), derp=True for the built-in relay and STUN (Headscale
-refuses plain http for it, so it needs tls=(certificate, key)), base_domain, host and host6 (the addresses it is reached at), prefix (what
+refuses plain http for it, so it needs tls=(certificate, key)), base_domain, host and host6 (the addresses it is reached at), name (in its
+URL), prefix (what
 stands before its command lines, such as `ip netns exec`). Nothing but Python's own library is used.
 """
 import json
@@ -55,7 +56,7 @@ def _free_port(kind):
 
 class Headscale:
     def __init__(self, folder, policy_mode="database", policy=None, derp=False, tls=None, base_domain="tail.test.internal",
-                 host="127.0.0.1", host6=None, prefix=()):
+                 host="127.0.0.1", host6=None, name=None, prefix=()):
         self.folder = folder
         os.makedirs(folder, mode=0o700, exist_ok=True)
         self.policy_mode = policy_mode
@@ -63,7 +64,7 @@ class Headscale:
         self.derp = derp
         self.tls = tls
         self.base_domain = base_domain
-        self.host, self.host6, self.prefix = host, host6, list(prefix)
+        self.host, self.host6, self.name, self.prefix = host, host6, name or host, list(prefix)
         self.choose_ports()
         self.process = None
         self.version = None
@@ -77,7 +78,11 @@ class Headscale:
         return os.path.join(self.folder, name)
 
     def url(self):
-        return f"{'https' if self.tls else 'http'}://{self.host}:{self.port}"
+        return f"{'https' if self.tls else 'http'}://{self.name}:{self.port}"
+
+    def base(self):
+        """Where its API is asked from here."""
+        return self.url()
 
     def _write_config(self, version):
         q = json.dumps  # a JSON value is a YAML value
@@ -102,9 +107,9 @@ class Headscale:
             'unix_socket_permission: "0700"',
         ]
         if version == "0.28":
-            lines.append("ephemeral_node_inactivity_timeout: 30m")
+            lines.append("ephemeral_node_inactivity_timeout: 70s")
         else:
-            lines.append("node: {expiry: 0, ephemeral: {inactivity_timeout: 30m}}")
+            lines.append("node: {expiry: 0, ephemeral: {inactivity_timeout: 70s}}")
         if self.policy_mode == "file" and self.policy is not None:
             with open(self._path("policy.hujson"), "w") as f:
                 f.write(self.policy)
@@ -195,7 +200,7 @@ class Headscale:
         return json.loads(self.command("apikeys", "create", "--expiration", expiration, "-o", "json"))
 
     def _request(self, method, path, body=None, headers=None):
-        request = urllib.request.Request(self.url() + path, method=method, headers=headers or {},
+        request = urllib.request.Request(self.base() + path, method=method, headers=headers or {},
                                          data=None if body is None else json.dumps(body).encode())
         if body is not None:
             request.add_header("Content-Type", "application/json")

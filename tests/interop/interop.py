@@ -119,12 +119,17 @@ class Net:
     def __exit__(self, *_):
         for ns in self.spaces:
             subprocess.run(["ip", "netns", "del", ns], stderr=subprocess.DEVNULL)
+            shutil.rmtree(f"/etc/netns/{ns}", ignore_errors=True)
 
-    def space(self, name):
+    def space(self, name, hosts=""):
+        """`hosts`: lines of the /etc/hosts that programs see there."""
         Net.serial += 1
         ns = f"phi{os.getpid()}-{Net.serial}{name}"
         sh("ip", "netns", "add", ns)
         self.spaces.append(ns)
+        os.makedirs(f"/etc/netns/{ns}")
+        with open(f"/etc/netns/{ns}/hosts", "w") as f:
+            f.write("127.0.0.1 localhost\n::1 localhost\n" + hosts)
         sh("ip", "-n", ns, "link", "set", "lo", "up")
         return ns
 

@@ -217,10 +217,10 @@ class Member:
 class Ours(Member):
     """`porthole node run`."""
 
-    def __init__(self, net, name, space, key=None, *flags):
+    def __init__(self, net, name, space, key=None, *flags, wait=True):
         super().__init__(net, name, space)
         self.dir = net.path(f"ours-{name}")
-        self.start(key, *flags)
+        self.start(key, *flags, wait=wait)
 
     def start(self, key=None, *flags, wait=True):
         argv = ["node", "run", "--statedir", self.dir, "--login-server", self.net.url, "--hostname", self.name, "--json",
@@ -363,9 +363,10 @@ class Tsnet(Member):
 
 
 class Tailnet:
-    """The hub: 198.51.100.1 and 2001:db8:ff::1 ; member n at 10.77.n.2 and 2001:db8:n::2."""
+    """The hub, hub.test: 198.51.100.1 and 2001:db8:ff::1 ; member n at 10.77.n.2 and 2001:db8:n::2."""
 
     HUB, HUB6 = "198.51.100.1", "2001:db8:ff::1"
+    HOSTS = f"{HUB} hub.test\n{HUB6} hub.test\n"
 
     def __init__(self, kind, **options):
         self.kind, self.options = kind, options
@@ -375,7 +376,7 @@ class Tailnet:
         self.lab = Net().__enter__()
         try:
             self.dir = in_folder("tailnet")
-            self.hub = self.lab.space("hub")
+            self.hub = self.lab.space("hub", self.HOSTS)
             sh("ip", "-n", self.hub, "addr", "add", self.HUB + "/32", "dev", "lo")
             sh("ip", "-n", self.hub, "addr", "add", self.HUB6 + "/128", "dev", "lo", "nodad")
             sh(*Net.inside(self.hub, "sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1"))
@@ -423,7 +424,7 @@ class Tailnet:
         """A namespace with a way to the hub and everybody else."""
         self.count += 1
         n = self.count
-        space = self.lab.space(name)
+        space = self.lab.space(name, self.HOSTS)
         hub_side, _ = self.lab.link(self.hub, f"10.77.{n}.1/24,2001:db8:{n:x}::1/64", space, f"10.77.{n}.2/24,2001:db8:{n:x}::2/64")
         sh("ip", "-n", space, "route", "add", "default", "via", f"10.77.{n}.1")
         sh("ip", "-n", space, "-6", "route", "add", "default", "via", f"2001:db8:{n:x}::1")
@@ -516,7 +517,7 @@ class Porthole:
         self.p.wait_event("ready")
 
     def url(self):
-        return f"{'https' if self.tls else 'http'}://{self.net.HUB}:{self.port}"
+        return f"{'https' if self.tls else 'http'}://hub.test:{self.port}"
 
     def command(self, *argv):
         out = sh(*Net.inside(self.net.hub, os.path.join(BUILD, "porthole"), "remote", *argv, "--statedir", self.dir, "--json"))
@@ -546,7 +547,7 @@ class InHub(headscale.Headscale):
     def __init__(self, net, kind):
         self.net = net
         self.users_by_name = {}
-        super().__init__(net.path(kind), derp=True, tls=(net.cert, net.key), host=net.HUB, host6=net.HUB6, prefix=Net.inside(net.hub))
+        super().__init__(net.path(kind), derp=True, tls=(net.cert, net.key), name="hub.test", host=net.HUB, host6=net.HUB6, prefix=Net.inside(net.hub))
         peer(kind)
         os.environ["PORTHOLE_PEERS"] = PEERS
         self.start(kind.removeprefix("headscale-"))
@@ -559,6 +560,9 @@ class InHub(headscale.Headscale):
     def _request(self, *args, **kw):
         with inside(self.net.hub):
             return super()._request(*args, **kw)
+
+    def base(self):
+        return f"https://{self.net.HUB}:{self.port}"
 
     def user(self, name):
         if name not in self.users_by_name:

@@ -149,7 +149,7 @@ def test_full_disk():
         late.stop()
         check(digest(path) == before, "the store changed although there was no room")
         check(any("old content is kept" in e.get("message", "") for e in late.log if e["event"] == "notice"), f"no word about the disk: {late.log}")
-        check(sorted(os.listdir(lab.path("n"))) == ["lock", "node.json"], f"left behind: {os.listdir(lab.path('n'))}")
+        check(sorted(os.listdir(lab.path("n"))) == ["lock", "netmap.json", "node.json"], f"left behind: {os.listdir(lab.path('n'))}")
         again = lab.node("n")
         again.wait_event("running")
 

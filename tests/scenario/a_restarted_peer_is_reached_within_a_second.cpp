@@ -51,4 +51,26 @@ TEST(Scenario, ANodeOpensConnectionsToARestartedPeerWithoutTheCoordinator) {
   EXPECT_LT(after->until_first_byte(), 1s) << t.report();
 }
 
+TEST(Scenario, ANodeThatWasHereBeforeStartsWithoutTheCoordinator) {
+  Tailnet t(kSeed);
+  NodeHost& a = t.add_node({.name = "a"}, t.add_home("one"));
+  NodeHost& b = t.add_node({.name = "b"}, t.add_home("two"));
+  ASSERT_IN(t, t.run_until_running(3s));
+  t.run_for(2s);
+  a.stop();
+  b.kill();
+  t.restart_coordinator(60s);
+  t.run_for(5s);
+  a.start();
+  b.start();
+  auto transfer = a.transfer(b, 50'000, 50'000);
+  ASSERT_IN(t, t.run_until_over({transfer}, 10s));
+  EXPECT_IN(t, transfer->is_done());
+  EXPECT_LT(transfer->until_first_byte(), 1s) << t.report();
+  // And hears of changes as soon as there is a coordinator again.
+  t.run_for(60s);
+  NodeHost& c = t.add_node({.name = "c"}, t.add_home("three"));
+  ASSERT_IN(t, t.run_until([&] { return a.sees(c) && b.sees(c); }, 40s));
+}
+
 }  // namespace porthole::scenario
