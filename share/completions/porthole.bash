@@ -17,7 +17,7 @@ _porthole() {
   [[ $prev == "=" ]] && prev=${COMP_WORDS[COMP_CWORD-2]}
   [[ $cur == "=" ]] && cur=
   case "$prev" in
-    --account|--account-token|--auth-key|--base-domain|--ca-file|--count|--device|--expires|--expose|--hostname|--library|--listen|--login-server|--name|--output|--password-file|--port|--public-url|--range|--remote|--socks5|--statedir|--stun-port|--timeout|--tls-cert|--tls-key|-c) COMPREPLY=($(compgen -f -- "$cur")); compopt -o filenames; return ;;
+    --account|--account-token|--auth-key|--base-domain|--ca-file|--count|--device|--engine|--expires|--expose|--headscale-api-key|--headscale-public-url|--headscale-url|--hostname|--library|--listen|--login-server|--name|--output|--password-file|--port|--public-url|--range|--remote|--socks5|--statedir|--stun-port|--timeout|--tls-cert|--tls-key|-c) COMPREPLY=($(compgen -f -- "$cur")); compopt -o filenames; return ;;
   esac
   case "$where" in
     'porthole') words='node remote serve client completion -h --help --version' ;;
@@ -32,7 +32,7 @@ _porthole() {
     'porthole node logout') words='-h --help --statedir --json' ;;
     'porthole node doctor') words='-h --help --ca-file --timeout --stun-port --json' ;;
     'porthole remote') words='run account key devices register -h --help' ;;
-    'porthole remote run') words='-h --help --statedir --listen --tls-cert --tls-key --public-url --stun-port --base-domain --json' ;;
+    'porthole remote run') words='-h --help --statedir --listen --tls-cert --tls-key --public-url --stun-port --base-domain --engine --headscale-url --headscale-public-url --headscale-api-key --ca-file --json' ;;
     'porthole remote account') words='create token list -h --help' ;;
     'porthole remote account create') words='-h --help --statedir --json' ;;
     'porthole remote account token') words='-h --help --statedir --json' ;;

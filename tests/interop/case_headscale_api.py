@@ -90,6 +90,7 @@ def peers(lab, name):
 
 @each_version
 def test_enrolment_isolation_revocation(lab, hs, version):
+    """Accounts, device keys (a thousand requests at once give one), isolation proved and shown, revocation seen by peers within seconds."""
     hs.start(version)
     remote = start(lab, hs)
     check(remote.proof["headscale"].startswith(version) and remote.proof["policy_was_set"], f"{remote.proof}")
@@ -178,6 +179,7 @@ def test_enrolment_isolation_revocation(lab, hs, version):
 
 @each_version
 def test_keys_by_hand_and_approval(lab, hs, version):
+    """Keys made by hand and interactive logins approved through it."""
     hs.start(version)
     remote = start(lab, hs)
     command(remote, "account", "create", "smith")
@@ -206,6 +208,7 @@ def test_keys_by_hand_and_approval(lab, hs, version):
 
 @each_version
 def test_headscale_goes_and_comes_back(lab, hs, version):
+    """Headscale goes and comes back: 503 meanwhile, isolation is proved again, no restart needed."""
     hs.start(version)
     remote = start(lab, hs)
     token = command(remote, "account", "create", "smith")["token"]
@@ -250,6 +253,7 @@ def test_headscale_goes_and_comes_back(lab, hs, version):
 
 @each_version
 def test_what_is_refused(lab, hs, version):
+    """Wrong keys, wrong servers, flat policies and foreign devices are refused with what to do."""
     hs.start(version)
     refused(run(*flags(lab, hs, key="hskey-api-aaaaaaaaaaaa-" + "b" * 64)), 1, "refuses the API key", "apikeys create")
     refused(run(*flags(lab, hs, key="two words")), 1, "does not hold an API key")

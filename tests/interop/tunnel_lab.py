@@ -12,7 +12,7 @@ import time
 
 from interop import BUILD, Failed, Net, Process, Skipped, check, need_root, sh
 
-TOOL = os.path.join(BUILD, "tests", "tunnel_tool")
+TOOL = os.path.join(BUILD, "tests", "interop", "tunnel_tool")
 STALL = 25  # seconds without a byte that no case may show
 _libc = ctypes.CDLL(None, use_errno=True)
 
