@@ -6,8 +6,8 @@
 //   anything else ----> HTTP: head of CONNECT or GET ------+            \-> failed() ----> answer, then close
 //
 // A plain request becomes one connection: its head is rewritten for the server ("GET /x", "Connection: close", nothing
-// that is the proxy's business) and goes ahead of the body; the server's answer passes through as it is, and both end
-// with it.
+// that is the proxy's business) and goes ahead of the body; the server's answer passes through (response_head.h), and
+// both end with it.
 //
 // The caller feeds what the client sends to consume() and writes what produce() gives. consume() never takes a byte
 // behind the handshake: once a Connect event is out, the rest belongs to the tunnel. When state() is kOpen and

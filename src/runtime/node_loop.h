@@ -181,7 +181,8 @@ class NodeRuntime::Loop final : public std::enable_shared_from_this<NodeRuntime:
   void expire_datagrams();
   Result<std::string> peer_json(const Endpoint& peer);
   // Joins a connected tailnet socket with a local one.
-  void splice(SocketId socket, UniqueFd fd, Bytes first, std::function<void()> ended = {});
+  // `http_answer`: the tailnet's side answers one plain HTTP request of the proxy's.
+  void splice(SocketId socket, UniqueFd fd, Bytes first, std::function<void()> ended = {}, bool http_answer = false);
   void accept_exposed(SocketId socket, std::uint16_t port);
   void accept_app(AppListener& listener);
   void give_accepted(AppListener& listener);

@@ -86,6 +86,7 @@ class NodeRuntime::Loop::ProxyConnection final : public FdHandler,
     if (const auto* a = std::get_if<IpAddress>(&c.host)) target.host = a->to_string();
     else target.host = std::get<std::string>(c.host);
     target.port = c.port;
+    plain_http_ = !c.first.empty();
     early_.insert(early_.begin(), c.first.begin(), c.first.end());
     loop_.open_tailnet(target, kDialTimeout, [self = weak_from_this(), &loop = loop_](Result<SocketId> r) {
       auto me = self.lock();
@@ -111,7 +112,7 @@ class NodeRuntime::Loop::ProxyConnection final : public FdHandler,
     loop_.loop_.remove(token_);
     token_ = 0;
     loop_.proxy_connections_.erase(fd_.get());
-    loop_.splice(socket, std::move(fd_), early_);
+    loop_.splice(socket, std::move(fd_), early_, {}, plain_http_);
     loop_.defer_delete(std::move(keep));
   }
 
@@ -130,6 +131,7 @@ class NodeRuntime::Loop::ProxyConnection final : public FdHandler,
   EventLoop::Token token_ = 0;
   proxy::ProxyMachine machine_;
   std::optional<SocketId> socket_;   // connected, not yet handed over
+  bool plain_http_ = false;
   ByteVector early_;                 // what the tunnel gets first
   ByteVector out_;
   std::size_t at_ = 0;

@@ -50,7 +50,7 @@ void NodeRuntime::Loop::open_tailnet(const DialTarget& target, Duration timeout,
   });
 }
 
-void NodeRuntime::Loop::splice(SocketId socket, UniqueFd fd, Bytes first, std::function<void()> ended_hook) {
+void NodeRuntime::Loop::splice(SocketId socket, UniqueFd fd, Bytes first, std::function<void()> ended_hook, bool http_answer) {
   tune_local(fd.get());
   auto s = std::make_shared<Splice>(loop_, engine_->stack(), socket, std::move(fd), MutBytes(scratch_.get(), kScratchBytes), clock_.now,
                                     [this, socket, hook = std::move(ended_hook)] {
@@ -62,6 +62,7 @@ void NodeRuntime::Loop::splice(SocketId socket, UniqueFd fd, Bytes first, std::f
                                       if (hook) hook();
                                     });
   splices_[socket] = s;
+  if (http_answer) s->expect_response_head();
   if (engine_->stack().info(socket).state == netstack::TcpState::kClosed) return s->abort();  // reset meanwhile
   if (!first.empty()) s->send_first(first);
   // What arrived before the splice existed has had its event.

@@ -110,7 +110,36 @@ void Splice::pump_in() {
   }
 }
 
+bool Splice::pump_head() {
+  while (head_) {
+    Bytes out = head_->output();
+    if (!out.empty()) {
+      ssize_t n = ::send(fd_.get(), out.data(), out.size(), MSG_DONTWAIT | MSG_NOSIGNAL);
+      if (n < 0 && errno == EINTR) continue;
+      if (n < 0 && errno == EAGAIN) {
+        local_full_ = true;
+        return false;
+      }
+      if (n < 0) {
+        break_both();
+        return false;
+      }
+      head_->sent(static_cast<std::size_t>(n));
+    } else if (head_->done()) {
+      head_.reset();
+    } else if (Bytes span; stack_.peek(socket_, {&span, 1}) > 0) {
+      stack_.consume(now_, socket_, head_->consume(span));
+    } else if (stack_.read_eof(socket_)) {
+      head_->end();
+    } else {
+      return false;
+    }
+  }
+  return true;
+}
+
 void Splice::pump_out() {
+  if (head_ && (local_full_ || !pump_head())) return;
   std::size_t credit = kCreditPerTurn;
   while (!local_full_ && credit > 0) {
     Bytes spans[kSpans];

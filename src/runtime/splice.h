@@ -4,8 +4,10 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 
 #include "netstack/stack.h"
+#include "proxy/response_head.h"
 #include "runtime/event_loop.h"
 
 namespace porthole::runtime {
@@ -23,6 +25,8 @@ class Splice final : public FdHandler {
 
   // Local bytes that were read before the splice took over (a proxy's leftover).
   void send_first(Bytes bytes);
+  // What the peer sends first is the head of an HTTP answer. Before any event.
+  void expect_response_head() { head_.emplace(); }
   void handle_event(const netstack::SocketEvent& event);
   void on_ready(bool readable, bool writable, bool hangup) override;
   // Resets both sides.
@@ -31,6 +35,8 @@ class Splice final : public FdHandler {
  private:
   void pump_in();   // local -> tailnet
   void pump_out();  // tailnet -> local
+  // False while the head of an answer is on its way.
+  bool pump_head();
   void update();
   void finish();
   void break_both();
@@ -43,6 +49,7 @@ class Splice final : public FdHandler {
   MutBytes scratch_;
   const Instant& now_;
   std::function<void()> done_;
+  std::optional<proxy::ResponseHead> head_;
   ByteVector first_;          // not yet taken by the stack
   bool local_eof_ = false;    // the app will send no more
   bool fin_sent_ = false;

@@ -142,6 +142,8 @@ def test_curl():
     names = {name.lower(): value for name, value in seen[1:]}
     check(seen[0] == "GET /headers?x=1 HTTP/1.1" and names["host"] == f"go:{WEB}" and names["x-mine"] == "1", f"{seen}")
     check(not any(n.startswith("proxy-") for n in names) and w.word not in str(seen), f"the proxy's own headers reach the server: {seen}")
+    head = w.run(*curl, "-i", "-x", w.url("http"), f"http://go:{WEB}/page").lower()
+    check("\nconnection: close" in head, f"the client is not told that the connection ends: {head}")
     # Bodies, with a length and in chunks (and curl waits for 100 Continue).
     body = w.t.path("body")
     with open(body, "wb") as f:
