@@ -1,0 +1,148 @@
+#!/usr/bin/env python3
+"""tailscaled and tsnet under our own coordinator, relay and STUN."""
+from tailnet import *
+
+ROW = "tailscaled and tsnet under our coordinator and relay"
+
+
+def peers_of(member):
+    return sorted(p["DNSName"].split(".")[0] for p in (member.status().get("Peer") or {}).values())
+
+
+def test_join_and_names():
+    """They come up, get names and addresses, reach each other and us by name; netcheck finds our region, STUN over IPv4 and IPv6; whois"""
+    with Tailnet("porthole") as t:
+        film, laptop, go = t.ours("film"), t.tailscaled("laptop"), t.tsnet("go")
+        for a in (film, laptop, go):
+            check(a.v4.startswith("100.") and a.v6.startswith("fd7a:115c:a1e0:"), f"{a.name} has {a.ips}")
+            check(a.fqdn == f"{a.name}.home.porthole.internal", f"{a.name} is called {a.fqdn}")
+            for b in (film, laptop, go):
+                if a is not b:
+                    a.reaches(b)
+                    check(a.ask(b.fqdn) == b.name and a.ask(b.v6) == b.name, f"{a.name} > {b.name}")
+        report = laptop.cli("netcheck")
+        for line in ("UDP: true", "IPv4: yes", "IPv6: yes", "Nearest DERP: Porthole"):
+            check(line in report, f"'{line}' is not in: {report}")
+        who = laptop.cli("whois", film.v4)
+        check(film.fqdn in who and "home@" in who, f"whois: {who}")
+        check("via " in laptop.cli("ping", "go") and "via " in laptop.cli("ping", "film"), "tailscale ping")
+        nc = subprocess.Popen(Net.inside(laptop.space, peer("tailscale"), f"--socket={laptop.dir}/sock", "nc", "film", str(BLOBS)),
+                              stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=t.env)
+        nc.stdin.write(b"WHO\n")
+        nc.stdin.flush()
+        out = nc.stdout.readline()   # it ends with its input, so that stays open
+        nc.kill()
+        nc.wait()
+        check(out == b"film\n", f"tailscale nc: {out!r}")
+
+
+def test_appear_and_vanish():
+    """Peers appear at once, are known as logged out within 2 s, and an ephemeral one when it ends"""
+    with Tailnet("porthole") as t:
+        laptop = t.tailscaled("laptop")
+        start = time.monotonic()
+        film = t.ours("film")
+        wait_for(lambda: "film" in peers_of(laptop), 2, "our node appears")
+        appeared = time.monotonic() - start
+        box = t.tailscaled("box")
+        film.reaches(box)
+        check(film.peer(box)["online"], f"{film.peer(box)}")
+        start = time.monotonic()
+        box.cli("logout")
+        wait_for(lambda: film.peer(box).get("expired") and laptop.peer(box).get("Expired"), 2, "peers see the logout")
+        left = time.monotonic() - start
+        ghost = t.tsnet("ghost", "-ephemeral", key_flags=("--ephemeral",))
+        film.reaches(ghost)
+        ghost.stop()
+        wait_for(lambda: film.peer(ghost) is None and "ghost" not in peers_of(laptop), 5, "the ephemeral one is gone")
+        box.up("--auth-key", "file:" + t.secret(t.server.new_key()))
+        film.reaches(box)
+        return f"appeared {appeared:.1f} s after its process began, logout seen after {left:.1f} s"
+
+
+def test_accounts():
+    """Two accounts never see each other"""
+    with Tailnet("porthole") as t:
+        a, b, c = t.tailscaled("laptop", user="smith"), t.tsnet("go", user="jones"), t.ours("film", user="jones")
+        c.reaches(b)
+        check(peers_of(a) == [], f"smith's laptop sees {peers_of(a)}")
+        check([p["name"] for p in c.status()["peers"]] == ["go"], f"{c.status()['peers']}")
+        for other in (b, c):
+            check(not a.reachable(other, 2) and not other.reachable(a, 2), f"{a.name} and {other.name} reach each other")
+
+
+def test_killed_and_back():
+    """Killed without a word, and back: reached again, with the same address"""
+    with Tailnet("porthole") as t:
+        film, laptop, go = t.ours("film"), t.tailscaled("laptop"), t.tsnet("go")
+        took = []
+        for other in (laptop, go):
+            film.reaches(other)
+            before = other.ips
+            other.kill()
+            other.start()
+            other.running() if other is laptop else None
+            check(other.ips == before, f"{before} became {other.ips}")
+            took.append(film.reaches(other, 10))
+        return "after " + ", ".join(f"{s:.2f}" for s in took) + " s"
+
+
+def test_coordinator_restarts():
+    """The coordinator restarts in mid-stream: the traffic does not notice, and news arrive again afterwards"""
+    with Tailnet("porthole") as t:
+        film, laptop, go = t.ours("film"), t.tailscaled("laptop"), t.tsnet("go")
+        streams = []
+        for a, b in ((laptop, film), (film, go), (go, laptop)):
+            a.reaches(b)
+            s = a.connect(b.v4)
+            s.sendall(b"TICK 8\n")
+            streams.append((a, b, s))
+        gaps = []
+        threads = []
+
+        def listen(a, b, s):
+            s.settimeout(20)
+            got, worst, last = b"", 0, time.monotonic()
+            while True:
+                block = s.recv(4096)
+                now = time.monotonic()
+                worst, last = max(worst, now - last), now
+                if not block:
+                    break
+                got += block
+            gaps.append((f"{a.name}<{b.name}", got.count(b"tick"), worst))
+        for stream in streams:
+            thread = threading.Thread(target=listen, args=stream)
+            thread.start()
+            threads.append(thread)
+        time.sleep(2)
+        t.server.restart()
+        for thread in threads:
+            thread.join()
+        for who, ticks, worst in gaps:
+            check(ticks >= 60 and worst < 1, f"{who}: {ticks} ticks, longest gap {worst:.1f} s")
+        late = t.ours("late")
+        wait_for(lambda: "late" in peers_of(laptop), 40, "news reach tailscaled again")
+        late.reaches(go, 40)
+        return "longest gap " + f"{max(g[2] for g in gaps) * 1000:.0f} ms"
+
+
+def test_revoked():
+    """Revoked: its peers drop it within 5 s, and it cannot come back with what it has"""
+    with Tailnet("porthole") as t:
+        film, laptop = t.ours("film"), t.tailscaled("laptop")
+        film.reaches(laptop)
+        node = next(d for d in t.server.devices()[0]["devices"] if d["name"] == "laptop")
+        start = time.monotonic()
+        t.server.command("devices", "revoke", node["node"])
+        wait_for(lambda: film.peer(laptop) is None and not film.reachable(laptop, 1), 5, "dropped")
+        took = time.monotonic() - start
+        laptop.stop()
+        laptop.start()
+        time.sleep(3)
+        check(film.peer(laptop) is None and not film.reachable(laptop, 1), "it is back")
+        return f"dropped after {took:.1f} s"
+
+
+if __name__ == "__main__":
+    main(sys.modules[__name__])
