@@ -20,7 +20,7 @@ class Embedded(Member):
 
     def start(self, key=None):
         with inside(self.space):
-            self.node = libporthole.Node(libporthole.load(BUILD), self.state, self.net.url if key else None,
+            self.node = libporthole.Node(libporthole.load(BUILD), self.state, self.net.server.base() if key else None,
                                          "file:" + self.net.secret(key) if key else None, self.name, self.net.cert)
         self.node.wait_running()
         me = self.node.status()["self"]
@@ -151,7 +151,7 @@ def test_event_loop():
     with Tailnet("headscale-0.29") as t:
         go = t.tsnet("go")
         space = t.place("loop")
-        p = subprocess.Popen(Net.inside(space, tool, t.path("loop"), t.url, t.secret(t.server.new_key()), "looper", t.cert),
+        p = subprocess.Popen(Net.inside(space, tool, t.path("loop"), t.server.base(), t.secret(t.server.new_key()), "looper", t.cert),
                              stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
         lines = []
         reader = threading.Thread(target=lambda: [lines.append(json.loads(line)) for line in p.stdout], daemon=True)

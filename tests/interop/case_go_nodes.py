@@ -63,7 +63,7 @@ def test_ping_and_status():
             laptop.ask(film.v4)
             return any(" film " in line and 'relay "test"' in line for line in laptop.cli("status").splitlines())
         wait_for(relayed, 30, "tailscale status says that we are relayed")
-        check(film.path_to(laptop) == "relay", f"we say {film.peer(laptop)}")
+        wait_for(lambda: film.ask(laptop.v4) and film.path_to(laptop) == "relay", 15, "we say that we are relayed")
         pings(laptop, film, (), ("--tsmp",), ("--icmp",))
         check("DERP(test)" in laptop.cli("ping", "--until-direct=false", "--c=1", "film"), "the ping is not relayed")
         relayed_rates = transfer(film, laptop, 64 << 20)

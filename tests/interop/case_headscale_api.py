@@ -13,9 +13,10 @@ import time
 import urllib.parse
 
 sys.dont_write_bytecode = True
-from interop import PEERS, main, peer
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "process"))
 from home import *
 from lab import Failed, Lab, check, run
+from interop import PEERS, main, peer
 
 os.environ["PORTHOLE_PEERS"] = PEERS
 from headscale import ISOLATING_POLICY, OPEN_POLICY, Headscale, binary

@@ -520,6 +520,10 @@ class Porthole:
     def url(self):
         return f"{'https' if self.tls else 'http'}://hub.test:{self.port}"
 
+    def base(self):
+        """The same by address, for programs that do not see the namespace's /etc/hosts."""
+        return f"{'https' if self.tls else 'http'}://{self.net.HUB}:{self.port}"
+
     def command(self, *argv):
         out = sh(*Net.inside(self.net.hub, os.path.join(BUILD, "porthole"), "remote", *argv, "--statedir", self.dir, "--json"))
         return [json.loads(line) for line in out.splitlines()]
