@@ -226,7 +226,7 @@ class Stack {
   void tunnel_blocked(Instant now, const IpAddress& peer, bool blocked);
 
   // The peer took this long to answer a moment ago, in the tunnel's handshake: connections being opened to it resend their
-  // SYN after three times that (within kSynRtoMin and the usual second).
+  // SYN after three times that (at least kSynRtoMin), twice that and so on, until the usual second is reached.
   void set_round_trip(const IpAddress& peer, Duration rtt);
   // Peers to which something was resent since the last call because no answer came in time.
   std::vector<IpAddress> take_unanswered();

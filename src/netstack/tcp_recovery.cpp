@@ -599,7 +599,7 @@ void TcpConnection::handle_recovery_timer(Instant now) {
     }
     host_.unanswered_by(peer_);
     if (base_rto_ < kInitialRto) {
-      base_rto_ = kInitialRto;   // the quick one came on top of the usual ones
+      base_rto_ = std::min(2 * base_rto_, kInitialRto);   // the quick ones come on top of the usual ones
     } else {
       ++syn_resends_;
       ++backoff_;

@@ -804,11 +804,12 @@ TEST(TcpScript, AKnownRoundTripMakesTheFirstResendQuickAndSaysWhoIsSilent) {
   EXPECT_TRUE(again->tcp.has(kSyn));
   EXPECT_EQ(s.stack.take_unanswered(), std::vector<IpAddress>{kB4});
   EXPECT_TRUE(s.stack.take_unanswered().empty());
-  // From then on at the usual pace, with the usual patience.
-  s.wait(800ms);
-  EXPECT_FALSE(s.next());
-  s.wait(400ms);
-  EXPECT_TRUE(s.next());
+  // Then after 0.2, 0.4 and 0.8 s, and from then on at the usual pace, with the usual patience.
+  for (Duration d : {250ms, 450ms, 900ms, 1100ms}) {
+    s.wait(d);
+    EXPECT_TRUE(s.next());
+    EXPECT_FALSE(s.next());
+  }
   s.stack.abort(s.now, quick);
 }
 

@@ -334,15 +334,19 @@ void Engine::session(wg::PeerId id, wg::SessionState state) {
   switch (state) {
     case wg::SessionState::kHandshaking:
       peer->asked = clock_.now;
-      hurry_.try_emplace(id, Hurry{clock_.now + kHurryInterval, clock_.now + kHurryFor});
+      hurry_.try_emplace(id, Hurry{clock_.now + kHurryInterval, clock_.now + kHurryFor, kHurryInterval});
       // From now on data waits for the session instead of burning TCP's resends. The packet that started this is staged.
       set_blocked(*peer, true);
       break;
     case wg::SessionState::kEstablished:
       hurry_.erase(id);
       send_own_disco_key(*peer);
-      if (Instant asked = std::exchange(peer->asked, {}); asked != Instant())
-        for (const IpAddress& a : peer->addresses) stack_->set_round_trip(a, clock_.now - asked);
+      {
+        // Unknown when the peer asked for the session; most are within a third of what TCP then waits.
+        const Instant asked = std::exchange(peer->asked, {});
+        const Duration round_trip = asked != Instant() ? clock_.now - asked : kAssumedRoundTrip;
+        for (const IpAddress& a : peer->addresses) stack_->set_round_trip(a, round_trip);
+      }
       peer->established = clock_.now;
       set_blocked(*peer, false);
       // Segments that went to its last life or to a forgotten session are resent now, not when TCP's timer says so.
@@ -441,7 +445,10 @@ void Engine::handle_timeout(Clock clock) {
     ++it;
     if (clock.now < hurry.next) continue;
     // May end in session(), which changes the map; `it` stays valid because only this entry can go.
-    if (auto now_at = hurry_.find(id); now_at != hurry_.end()) now_at->second.next = clock.now + kHurryInterval;
+    if (auto now_at = hurry_.find(id); now_at != hurry_.end()) {
+      now_at->second.interval = std::min(2 * now_at->second.interval, kHurryIntervalMax);
+      now_at->second.next = clock.now + now_at->second.interval;
+    }
     tunnel_->retry_handshake(clock, id);
   }
   check_running();

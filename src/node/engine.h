@@ -192,6 +192,7 @@ class Engine final : private wg::Host, private derp::DerpHost {
   struct Hurry {
     Instant next;
     Instant until;
+    Duration interval{};
   };
   struct TsmpPing {
     std::uint64_t token = 0;

@@ -13,7 +13,8 @@ constexpr StreamId kRelayStreamFirst = StreamId{1} << 40;
 
 // A first initiation can be lost to a path that is just opening or to a peer that has not heard of us yet. Waiting
 // WireGuard's 5 s for the second would be the whole start-up budget several times over; a peer accepts one every 20 ms.
-constexpr Duration kHurryInterval = 250ms;
+constexpr Duration kHurryInterval = 80ms;       // the first; each is twice the one before ...
+constexpr Duration kHurryIntervalMax = 500ms;  // ... up to this, so that a far peer's answer still finds its question
 constexpr Duration kHurryFor = 3s;
 
 // Nothing authentic from a peer for this long, and WireGuard starts a handshake: the path is taken for dead. WireGuard
@@ -30,6 +31,7 @@ constexpr Duration kFreshFor = 3s;
 constexpr Duration kUnansweredFresh = 50ms;
 constexpr Duration kRenewFresh = 100ms;
 constexpr Duration kUnanswered = 1s;
+constexpr Duration kAssumedRoundTrip = 40ms;
 constexpr Duration kRenew = 5s;
 
 // A timer that comes this late: the machine slept. Less, and connections are as they were.
