@@ -1,4 +1,5 @@
-# What the media server and its client share: the session messages (proto/session.proto), TLS identities, names.
+# What the media server and its client share: the session messages (proto/session.proto), TLS identities, names; and, with the
+# coordination service, an HTTP client.
 include_guard()
 find_package(Protobuf REQUIRED)
 add_library(porthole_session_proto STATIC ${CMAKE_SOURCE_DIR}/proto/session.proto)

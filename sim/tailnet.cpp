@@ -154,7 +154,7 @@ std::string Tailnet::report() const {
         out += "no path\n";
         continue;
       }
-      out += (p.path->direct ? "direct " + p.path->direct->to_string() + (p.path->trusted ? "" : " (doubtful)") : std::string("not direct: ") + p.path->why_not_direct) +
+      out += (p.path->direct ? "direct " + p.path->direct->to_string() + (p.path->trusted ? "" : " (doubtful)") : std::string("not direct: ") + paths::to_text(p.path->not_direct)) +
              (p.path->relay_region ? ", relay " + std::to_string(*p.path->relay_region) : std::string()) + ", sent " +
              std::to_string(p.tunnel.tx_bytes) + " B, received " + std::to_string(p.tunnel.rx_bytes) + " B\n";
     }

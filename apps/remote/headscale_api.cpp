@@ -3,31 +3,16 @@
 #include <sys/stat.h>
 
 #include <algorithm>
-#include <boost/asio/awaitable.hpp>
-#include <boost/asio/co_spawn.hpp>
-#include <boost/asio/io_context.hpp>
-#include <boost/asio/ip/tcp.hpp>
-#include <boost/asio/ssl.hpp>
-#include <boost/asio/ssl/host_name_verification.hpp>
-#include <boost/asio/use_awaitable.hpp>
-#include <boost/beast/core.hpp>
-#include <boost/beast/http.hpp>
-#include <boost/beast/ssl.hpp>
 #include <charconv>
 
 #include "remote/limits.h"
-#include "remote/tls.h"
+#include "remote/public_url.h"
 #include "support/support.h"
 #include "ts2021/time_text.h"
 
 namespace porthole::remote {
 
-namespace asio = boost::asio;
-namespace beast = boost::beast;
-namespace http = beast::http;
 namespace json = boost::json;
-using asio::awaitable;
-using asio::ip::tcp;
 using boost::system::error_code;
 
 namespace {
@@ -42,11 +27,6 @@ bool is_loopback_host(const std::string& host) {
   return host == "localhost" || (address && address->is_loopback());
 }
 
-std::string host_header(const PublicUrl& url) {
-  std::string text = url.text();
-  return text.substr(text.find("://") + 3);
-}
-
 // Texts of another program, fit for one line.
 std::string clean(std::string_view text) {
   constexpr std::size_t kShown = 300;
@@ -54,31 +34,6 @@ std::string clean(std::string_view text) {
   for (char c : text.substr(0, kShown)) out += static_cast<unsigned char>(c) < 0x20 || c == 0x7f ? ' ' : c;
   while (!out.empty() && out.back() == ' ') out.pop_back();
   return out;
-}
-
-std::string escape(std::string_view text) {
-  std::string out;
-  for (char c : text) {
-    bool plain = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '-' || c == '.' ||
-                 c == '_' || c == '~';
-    if (plain) {
-      out += c;
-    } else {
-      std::uint8_t byte[1] = {static_cast<std::uint8_t>(c)};
-      out += '%' + to_hex(byte);
-    }
-  }
-  return out;
-}
-
-template <class Stream>
-awaitable<void> converse(Stream& stream, http::request<http::string_body>& request, http::response<http::string_body>& answer) {
-  co_await http::async_write(stream, request, asio::use_awaitable);
-  beast::flat_buffer buffer;
-  http::response_parser<http::string_body> parser;
-  parser.body_limit(kHeadscaleAnswerMax);
-  co_await http::async_read(stream, buffer, parser, asio::use_awaitable);
-  answer = parser.release();
 }
 
 // ---- members of answers: what is missing or of another kind is empty -------------------------------------------------
@@ -144,18 +99,14 @@ std::string headscale_key_prefix(std::string_view text) {
   return std::string(text.substr(0, text.size() - kKeySecretSize));
 }
 
-struct HeadscaleApi::Tls {
-  asio::ssl::context context;
-};
-
 HeadscaleApi::HeadscaleApi(const std::string& url, std::string key_file, std::string ca_file)
-    : at_(PublicUrl::parse(url, "--headscale-url")), key_file_(std::move(key_file)), ca_file_(std::move(ca_file)) {
-  url_ = at_.text();
-  if (!at_.tls && !is_loopback_host(at_.host))
+    : key_file_(std::move(key_file)) {
+  const PublicUrl at = PublicUrl::parse(url, "--headscale-url");
+  url_ = at.text();
+  if (!at.tls && !is_loopback_host(at.host))
     throw app::CommandError("--headscale-url " + url_ +
                                 ": the API key would travel in clear; use https, or plain http on this machine only", 2);
-  if (at_.tls) tls_ = std::make_unique<Tls>(Tls{make_client_tls(ca_file_)});
-  else if (!ca_file_.empty()) (void)make_client_tls(ca_file_);
+  http_ = std::make_unique<session::HttpClient>(at.tls, at.host, at.port, ca_file);
   if (auto key = read_key(); !key) throw app::CommandError(key.error().message);
 }
 
@@ -190,62 +141,17 @@ Result<crypto::SecretText> HeadscaleApi::read_key() const {
 
 Result<HeadscaleApi::Reply> HeadscaleApi::exchange(const char* method, const std::string& path, const std::string& body,
                                                    bool with_key) {
-  crypto::SecretText key;
+  session::HttpCall call{method, path, {{"Accept", "application/json"}}, body};
   if (with_key) {
-    auto read = read_key();
-    if (!read) return read.error();
-    key = std::move(*read);
+    auto key = read_key();
+    if (!key) return key.error();
+    call.headers.emplace_back("Authorization", "Bearer " + std::string(key->reveal()));
   }
-  http::response<http::string_body> answer;
-  http::request<http::string_body> request(http::string_to_verb(method), path, 11);
-  request.set(http::field::host, host_header(at_));
-  request.set(http::field::user_agent, "porthole");
-  request.set(http::field::accept, "application/json");
-  request.set(http::field::connection, "close");
-  if (with_key) request.set(http::field::authorization, "Bearer " + std::string(key.reveal()));
-  if (!body.empty()) request.set(http::field::content_type, "application/json");
-  request.body() = body;
-  request.prepare_payload();
-  std::exception_ptr failure;
-  bool finished = false;
-  const char* doing = "cannot be found";
-  asio::io_context io(1);
-  auto run = [&]() -> awaitable<void> {
-    tcp::resolver resolver(io);
-    auto addresses = co_await resolver.async_resolve(at_.host, std::to_string(at_.port), asio::use_awaitable);
-    doing = "cannot be reached";
-    beast::tcp_stream stream(io);
-    co_await stream.async_connect(addresses, asio::use_awaitable);
-    if (!tls_) {
-      doing = "does not answer as HTTP";
-      co_await converse(stream, request, answer);
-      co_return;
-    }
-    doing = "has no certificate that is trusted here (see --ca-file)";
-    beast::ssl_stream<beast::tcp_stream> secure(std::move(stream), tls_->context);
-    secure.set_verify_callback(asio::ssl::host_name_verification(at_.host));
-    if (!IpAddress::parse(at_.host))
-      SSL_ctrl(secure.native_handle(), SSL_CTRL_SET_TLSEXT_HOSTNAME, TLSEXT_NAMETYPE_host_name,
-               const_cast<char*>(at_.host.c_str()));
-    co_await secure.async_handshake(asio::ssl::stream_base::client, asio::use_awaitable);
-    doing = "does not answer as HTTP";
-    co_await converse(secure, request, answer);
-  };
-  asio::co_spawn(io, run(), [&](std::exception_ptr e) {
-    failure = e;
-    finished = true;
-    io.stop();
-  });
-  io.run_for(kHeadscaleTimeout);
-  if (!finished) return trouble("did not answer within " + std::to_string(kHeadscaleTimeout.count()) + " s");
-  if (failure) {
-    try {
-      std::rethrow_exception(failure);
-    } catch (const boost::system::system_error& e) {
-      return trouble(std::string(doing) + ": " + e.code().message());
-    }
+  try {
+    return http_->call(call, kHeadscaleTimeout, kHeadscaleAnswerMax);
+  } catch (const session::HttpTrouble& e) {
+    return trouble(e.what());
   }
-  return Reply{answer.result_int(), std::move(answer.body())};
 }
 
 Error HeadscaleApi::refusal(const char* method, const std::string& path, const Reply& reply) const {
@@ -441,7 +347,7 @@ Status HeadscaleApi::delete_node(const std::string& id) {
 
 Status HeadscaleApi::register_node(const std::string& user_name, const std::string& id) {
   json::object body;
-  auto answer = call("POST", "node/register?user=" + escape(user_name) + "&key=" + escape(id), &body);
+  auto answer = call("POST", "node/register?user=" + session::percent_encoded(user_name) + "&key=" + session::percent_encoded(id), &body);
   return answer ? Status() : Status(answer.error());
 }
 

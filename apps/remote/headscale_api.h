@@ -21,7 +21,7 @@
 #include "base/result.h"
 #include "base/time.h"
 #include "crypto/secret.h"
-#include "remote/public_url.h"
+#include "session/http_client.h"
 
 namespace porthole::remote {
 
@@ -101,10 +101,7 @@ class HeadscaleApi {
   Status set_policy(const std::string& text);
 
  private:
-  struct Reply {
-    unsigned status = 0;
-    std::string body;
-  };
+  using Reply = session::HttpAnswer;
   Result<Reply> exchange(const char* method, const std::string& path, const std::string& body, bool with_key);
   // As exchange() with the key; Error for any status but 200.
   Result<boost::json::object> call(const char* method, const std::string& path, const boost::json::object* body = nullptr);
@@ -113,11 +110,8 @@ class HeadscaleApi {
   Result<crypto::SecretText> read_key() const;
 
   std::string url_;
-  PublicUrl at_;
   std::string key_file_;
-  std::string ca_file_;
-  struct Tls;
-  std::unique_ptr<Tls> tls_;
+  std::unique_ptr<session::HttpClient> http_;
 };
 
 }  // namespace porthole::remote

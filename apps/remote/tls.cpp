@@ -100,17 +100,4 @@ boost::asio::ssl::context make_tls(const std::string& certificate_file, const st
   return context;
 }
 
-boost::asio::ssl::context make_client_tls(const std::string& ca_file) {
-  boost::asio::ssl::context context(boost::asio::ssl::context::tls_client);
-  SSL_CTX* raw = context.native_handle();
-  ERR_clear_error();
-  SSL_CTX_set_min_proto_version(raw, TLS1_2_VERSION);
-  SSL_CTX_set_default_verify_paths(raw);
-  ERR_clear_error();
-  if (!ca_file.empty() && SSL_CTX_load_verify_file(raw, ca_file.c_str()) != 1)
-    throw app::CommandError("--ca-file " + ca_file + ": cannot be used: " + tls_reason());
-  SSL_CTX_set_verify(raw, SSL_VERIFY_PEER, nullptr);
-  return context;
-}
-
 }  // namespace porthole::remote

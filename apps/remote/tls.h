@@ -13,8 +13,4 @@ namespace porthole::remote {
 boost::asio::ssl::context make_tls(const std::string& certificate_file, const std::string& key_file,
                                    const NodePublic& relay_key);
 
-// Verifies the chain against the system's authorities and those in `ca_file` (empty: none besides). CommandError when that
-// file cannot be used.
-boost::asio::ssl::context make_client_tls(const std::string& ca_file);
-
 }  // namespace porthole::remote

@@ -3,8 +3,11 @@
 #pragma once
 
 #include <chrono>
+#include <memory>
 #include <stdexcept>
 #include <string>
+
+#include "session/http_client.h"
 
 namespace porthole::serve {
 
@@ -29,7 +32,7 @@ class EnrolmentClient {
  public:
   // `url`: http(s)://host[:port][/prefix]; `token`: of an account ("phtoken-ACCOUNT-SECRET"). CommandError for an unusable
   // address, token or CA file.
-  EnrolmentClient(const std::string& url, const std::string& token, std::string ca_file);
+  EnrolmentClient(const std::string& url, const std::string& token, const std::string& ca_file);
 
   // Blocks for at most `time_max`; any thread. Throws EnrolmentError. `replace`: for a device that has lost its state or was
   // refused; what it had is revoked, and the key is new.
@@ -37,14 +40,8 @@ class EnrolmentClient {
   const std::string& url() const { return url_; }
 
  private:
-  struct Answer {
-    unsigned status = 0;
-    std::string body;
-  };
-  Answer post(const std::string& path, const std::string& body, std::chrono::milliseconds time_max) const;
-
-  std::string url_, host_, port_, prefix_, account_, token_, ca_file_;
-  bool tls_ = false;
+  std::string url_, prefix_, account_, token_;
+  std::unique_ptr<session::HttpClient> http_;
 };
 
 }  // namespace porthole::serve

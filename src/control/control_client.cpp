@@ -687,6 +687,12 @@ struct ControlClient::Impl {
     arm(kExpiry, clock.now + std::clamp<Duration>(*next - clock.wall, Duration::zero(), std::chrono::hours(1)));
   }
 
+  // 404 from Headscale and Tailscale, 400 with these words from the test server.
+  static bool unknown_node(const Call& call, const std::string& line) {
+    return call.status == 404 || (call.status == 400 && (line.find("node not found") != std::string::npos ||
+                                                         line.find("match machine key") != std::string::npos));
+  }
+
   void handle_map_done(Clock clock, std::uint32_t error_code) {
     const MapCall call = std::move(*map_call);
     end_map_call();
@@ -699,12 +705,9 @@ struct ControlClient::Impl {
       return retry_map(clock, map_backoff.next(rng));
     }
     const std::string line = printable_line(as_text(call.body));
-    // 404 from Headscale and Tailscale, 400 with these words from the test server.
-    const bool unknown_node =
-        call.status == 404 || (call.status == 400 && (line.find("node not found") != std::string::npos ||
-                                                      line.find("match machine key") != std::string::npos));
-    if (unknown_node && !registered) return;  // asked too early: the registration starts it again
-    if (unknown_node) return handle_node_unknown(clock, line);
+    const bool unknown = unknown_node(call, line);
+    if (unknown && !registered) return;  // asked too early: the registration starts it again
+    if (unknown) return handle_node_unknown(clock, line);
     const std::string what = call.status == 0 ? "it broke off the map request"
                                               : "it answered the map request with " + std::to_string(call.status);
     const Error why = from_server({ErrorCode::kUnavailable, what + (line.empty() ? "" : ": " + line)});
@@ -772,7 +775,7 @@ struct ControlClient::Impl {
     if (error_code == ts2021::kH2NoError && call.status == 200) {
       lite_backoff.reset();
       confirmed = clock.now;
-    } else if (registered && (call.status == 404 || call.status == 400)) {
+    } else if (registered && unknown_node(call, printable_line(as_text(call.body)))) {
       // Unknown there, it seems, and perhaps the stream is a relic: a new one's answer decides.
       confirmed = clock.now;
       stop_map();
@@ -852,6 +855,8 @@ struct ControlClient::Impl {
   void handle_data(Clock clock, const H2Data& data) {
     if (register_call && register_call->stream == data.stream) {
       register_call->take(data, ts2021::kRegisterResponseSizeMax);
+    } else if (lite_call && lite_call->stream == data.stream) {
+      lite_call->take(data, kErrorTextSizeMax);
     } else if (map_call && map_call->stream == data.stream) {
       handle_map_data(clock, data);
     }

@@ -347,7 +347,8 @@ void Engine::session(wg::PeerId id, wg::SessionState state) {
         const Duration round_trip = asked != Instant() ? clock_.now - asked : kAssumedRoundTrip;
         for (const IpAddress& a : peer->addresses) stack_->set_round_trip(a, round_trip);
       }
-      peer->established = clock_.now;
+      // A session that our own doubt renewed starts no new time of doubt.
+      if (clock_.now - peer->renewed > kFreshFor) peer->established = clock_.now;
       set_blocked(*peer, false);
       // Segments that went to its last life or to a forgotten session are resent now, not when TCP's timer says so.
       path_changed(*peer, netstack::PathChange::kReachable);

@@ -184,7 +184,7 @@ class Engine final : private wg::Host, private derp::DerpHost {
     bool silent = false;                // the netstack was told that there is no path
     Instant heard;                      // newest authentic message
     Instant asked;                      // for a session, the first time since there was none
-    Instant established;                // newest session
+    Instant established;                // newest session that was not renewed for want of answers
     Instant renewed;                    // newest renewal for want of answers
     std::optional<bool> direct;         // last path kind told to the netstack
   };

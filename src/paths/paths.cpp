@@ -298,7 +298,6 @@ std::optional<PeerPath> Paths::status(Instant now, const NodePublic& key) const 
   else if (i.info.working_udp == false) why.reason = Reason::kUdpBlocked;
   else why.reason = Reason::kNoAnswer;
   why.hard_nat = why.reason == Reason::kNoAnswer && i.info.mapping_varies_by_dest_ip == true;
-  out.why_not_direct = to_text(why);
   return out;
 }
 

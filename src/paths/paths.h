@@ -216,7 +216,6 @@ struct PeerPath {
   bool active = false;                // traffic went to the peer within the last 45 s
   std::vector<CandidateStatus> candidates;
   NotDirect not_direct;
-  std::string why_not_direct;         // to_text(not_direct)
 };
 
 enum class Drop {

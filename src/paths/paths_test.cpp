@@ -288,7 +288,7 @@ TEST(Paths, OneSideWithoutUdpStaysOnTheRelay) {
   EXPECT_FALSE(r.udp);
   EXPECT_EQ(r.relay_region, 1);
   EXPECT_GT(t.b.data_relay, 100u);
-  EXPECT_EQ(t.a.paths->status(t.w.now, t.b.node)->why_not_direct, "no answer to pings at 2 addresses since 20 s");
+  EXPECT_EQ(to_text(t.a.paths->status(t.w.now, t.b.node)->not_direct), "no answer to pings at 2 addresses since 20 s");
   // Our round every 5 s, the answer to each CallMeMaybe of the peer's rounds, two quick repeats: no flood.
   EXPECT_LE(t.a.count_sent(kDisco, ep("203.0.113.1:20000")), 12u);
 }
@@ -846,7 +846,7 @@ TEST(Paths, ExpiredPeerIsRefused) {
   const std::size_t before = t.a.sent.size();
   EXPECT_FALSE(t.a.send_data(t.b).known());
   EXPECT_EQ(t.a.sent.size(), before);
-  EXPECT_EQ(t.a.paths->status(t.w.now, t.b.node)->why_not_direct, "the peer's key has expired");
+  EXPECT_EQ(to_text(t.a.paths->status(t.w.now, t.b.node)->not_direct), "the peer's key has expired");
 }
 
 TEST(Paths, RelayOnlyNeverTouchesPeersByUdp) {

@@ -6,6 +6,7 @@
 #include <net/if.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <bit>
 
 #include "runtime/sockaddr.h"
@@ -38,6 +39,12 @@ std::vector<HostAddress> host_addresses() {
   }
   ::freeifaddrs(list);
   return out;
+}
+
+bool lost_addresses(const std::vector<HostAddress>& before, const std::vector<HostAddress>& now) {
+  return std::any_of(before.begin(), before.end(), [&](const HostAddress& a) {
+    return a.up && !a.loopback && !a.address.is_link_local() && std::find(now.begin(), now.end(), a) == now.end();
+  });
 }
 
 std::string host_name() {

@@ -20,6 +20,9 @@ struct HostAddress {
 };
 
 std::vector<HostAddress> host_addresses();
+// Whether something is gone that connections may depend on. One more address does not matter to them, nor do the link-local
+// ones, which come up seconds after their link.
+bool lost_addresses(const std::vector<HostAddress>& before, const std::vector<HostAddress>& now);
 // First label of the host's name, or "porthole".
 std::string host_name();
 

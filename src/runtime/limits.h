@@ -7,6 +7,9 @@
 
 namespace porthole::runtime {
 
+// A dial whose caller names no time.
+constexpr Duration kDialDefault = 30s;
+
 // What fits into one packet of the tailnet (MTU 1280) behind the IP and UDP headers.
 constexpr std::size_t kDatagramMaxV4 = 1280 - 20 - 8, kDatagramMaxV6 = 1280 - 40 - 8;
 

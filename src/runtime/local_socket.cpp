@@ -77,27 +77,32 @@ namespace {
 constexpr std::size_t kDialTextMax = 512;   // as in porthole_error
 }
 
-// The message is a byte, 0 or the code and one, and the sentence.
-void tell_dialled(int fd, const Result<UniqueFd>& outcome) {
-  std::string text;
-  if (!outcome) text = static_cast<char>(static_cast<int>(outcome.error().code) + 1) + outcome.error().message.substr(0, kDialTextMax - 1);
-  else text = std::string(1, '\0');
-  iovec part{text.data(), text.size()};
+ssize_t send_with_descriptor(int fd, std::string_view text, int passed) {
+  iovec part{const_cast<char*>(text.data()), text.size()};
   msghdr message{};
   message.msg_iov = &part;
   message.msg_iovlen = 1;
-  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
-  if (outcome) {
+  alignas(cmsghdr) char control[CMSG_SPACE(sizeof passed)] = {};
+  if (passed >= 0) {
     message.msg_control = control;
     message.msg_controllen = sizeof control;
     cmsghdr* c = CMSG_FIRSTHDR(&message);
     c->cmsg_level = SOL_SOCKET;
     c->cmsg_type = SCM_RIGHTS;
-    c->cmsg_len = CMSG_LEN(sizeof(int));
-    int passed = outcome->get();
+    c->cmsg_len = CMSG_LEN(sizeof passed);
     std::memcpy(CMSG_DATA(c), &passed, sizeof passed);
   }
-  ::sendmsg(fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL);  // fails only if nobody is there any more
+  return ::sendmsg(fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+}
+
+// The message is a byte, 0 or the code and one, and the sentence. Sending fails only if nobody is there any more.
+void tell_dialled(int fd, const Result<UniqueFd>& outcome) {
+  if (outcome) {
+    send_with_descriptor(fd, std::string_view("", 1), outcome->get());
+    return;
+  }
+  const Error& e = outcome.error();
+  send_with_descriptor(fd, static_cast<char>(static_cast<int>(e.code) + 1) + e.message.substr(0, kDialTextMax - 1), -1);
 }
 
 Result<UniqueFd> take_dialled(int fd) {

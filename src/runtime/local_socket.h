@@ -22,6 +22,9 @@ Result<UniqueFd> listen_unix(const std::string& path);
 // AF_UNIX, because only TCP can tell a reset from an end: a truncated download must not look complete.
 Result<std::pair<UniqueFd, UniqueFd>> connected_pair();
 
+// One message with a descriptor that the receiver gets a copy of (SCM_RIGHTS; negative: none). Never waits. As send().
+ssize_t send_with_descriptor(int fd, std::string_view text, int passed);
+
 // The outcome of a dial, through one message of a socket pair: an error code and sentence, or the descriptor.
 void tell_dialled(int fd, const Result<UniqueFd>& outcome);
 // Never waits: kUnavailable while there is no outcome, kCancelled when there will be none.

@@ -298,10 +298,7 @@ void NodeRuntime::Loop::network_may_have_changed() {
   recheck_addresses_at_.reset();
   auto now = host_addresses();
   if (now == addresses_) return;
-  // Connections do not suffer from one more address, such as the link-local one that comes up seconds after its link.
-  bool lost = std::any_of(addresses_.begin(), addresses_.end(), [&](const HostAddress& a) {
-    return a.up && !a.loopback && !a.address.is_link_local() && std::find(now.begin(), now.end(), a) == now.end();
-  });
+  bool lost = lost_addresses(addresses_, now);
   announce_addresses();
   if (lost) engine_->network_changed(clock_);
 }

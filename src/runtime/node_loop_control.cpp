@@ -12,7 +12,6 @@
 #include <algorithm>
 #include <boost/json.hpp>
 #include <cerrno>
-#include <cstring>
 
 #include "runtime/node_loop.h"
 
@@ -22,7 +21,6 @@ namespace json = boost::json;
 constexpr std::size_t kLineMax = 4096;
 constexpr std::size_t kConnectionsMax = 32;
 constexpr std::int64_t kDialMsMax = 600'000;
-constexpr Duration kDialDefault = 30s;
 
 std::string failure(const Error& e) {
   return json::serialize(json::object{{"ok", false}, {"code", to_string(e.code)}, {"error", e.message}}) + "\n";
@@ -88,7 +86,7 @@ class NodeRuntime::Loop::ControlConnection final : public FdHandler,
       if (const json::value* t = v.get_object().if_contains("timeout_ms"); t && t->is_int64()) ms = t->get_int64();
       auto target = DialTarget::parse("tcp", text("address"));
       if (!target) return answer(failure(target.error()));
-      Duration timeout = ms < 0 ? kDialDefault : std::chrono::milliseconds(std::min(ms, kDialMsMax));
+      const Duration timeout = ms < 0 ? kDialDefault : std::chrono::milliseconds(std::min(ms, kDialMsMax));
       return later<UniqueFd>([&](auto p) { loop_.dial(*target, timeout, p); });
     }
     answer(failure({ErrorCode::kInvalid, "unknown command; known are status, whois, ping, netcheck, dial, logout"}));
@@ -112,20 +110,8 @@ class NodeRuntime::Loop::ControlConnection final : public FdHandler,
 
   // The descriptor travels with the answer; whoever does not read is dropped.
   void answer_with(int fd) {
-    std::string line = success("{}");
-    iovec data{line.data(), line.size()};
-    alignas(cmsghdr) char space[CMSG_SPACE(sizeof fd)] = {};
-    msghdr m{};
-    m.msg_iov = &data;
-    m.msg_iovlen = 1;
-    m.msg_control = space;
-    m.msg_controllen = sizeof space;
-    cmsghdr* c = CMSG_FIRSTHDR(&m);
-    c->cmsg_level = SOL_SOCKET;
-    c->cmsg_type = SCM_RIGHTS;
-    c->cmsg_len = CMSG_LEN(sizeof fd);
-    std::memcpy(CMSG_DATA(c), &fd, sizeof fd);
-    if (!out_.empty() || ::sendmsg(fd_.get(), &m, MSG_DONTWAIT | MSG_NOSIGNAL) != static_cast<ssize_t>(line.size())) close();
+    const std::string line = success("{}");
+    if (!out_.empty() || send_with_descriptor(fd_.get(), line, fd) != static_cast<ssize_t>(line.size())) close();
   }
 
   void answer(const Result<std::string>& r) { answer(r ? success(*r) : failure(r.error())); }

@@ -9,7 +9,6 @@
 namespace porthole::runtime {
 namespace {
 constexpr std::size_t kHandshakesMax = 1024;     // programs in the handshake or waiting for their connection
-constexpr Duration kDialTimeout = 30s;
 }  // namespace
 
 class NodeRuntime::Loop::ProxyConnection final : public FdHandler,
@@ -88,7 +87,7 @@ class NodeRuntime::Loop::ProxyConnection final : public FdHandler,
     target.port = c.port;
     plain_http_ = !c.first.empty();
     early_.insert(early_.begin(), c.first.begin(), c.first.end());
-    loop_.open_tailnet(target, kDialTimeout, [self = weak_from_this(), &loop = loop_](Result<SocketId> r) {
+    loop_.open_tailnet(target, kDialDefault, [self = weak_from_this(), &loop = loop_](Result<SocketId> r) {
       auto me = self.lock();
       if (!me || !me->token_) {
         if (r) loop.engine_->stack().abort(loop.clock_.now, *r);

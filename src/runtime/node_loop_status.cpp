@@ -88,7 +88,7 @@ std::string NodeRuntime::Loop::status_json() {
       } else {
         e["path"] = "none";
       }
-      if (!p.path->why_not_direct.empty()) e["why_not_direct"] = p.path->why_not_direct;
+      if (std::string why = paths::to_text(p.path->not_direct); !why.empty()) e["why_not_direct"] = why;
     }
     peers.push_back(std::move(e));
   }

@@ -10,7 +10,7 @@
 
 namespace porthole::runtime {
 namespace {
-constexpr int kDialDefaultMs = 30000;
+constexpr int kDialDefaultMs = static_cast<int>(kDialDefault / std::chrono::milliseconds(1));
 // A loop that does not answer within this time is stuck: our bug, and better a message than a hang.
 constexpr int kAnswerMs = 30000;
 

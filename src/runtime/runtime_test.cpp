@@ -276,4 +276,20 @@ TEST(Interfaces, LoopbackIsListed) {
 }
 
 }  // namespace
+TEST(Interfaces, OnlyAGoneAddressMattersToConnections) {
+  const HostAddress lan{"eth0", *IpAddress::parse("192.0.2.7"), 24, true, false};
+  const HostAddress v6{"eth0", *IpAddress::parse("2001:db8::7"), 64, true, false};
+  const HostAddress link{"eth0", *IpAddress::parse("fe80::7"), 64, true, false};
+  const HostAddress lo{"lo", *IpAddress::parse("127.0.0.1"), 8, true, true};
+  HostAddress down = lan;
+  down.up = false;
+  EXPECT_FALSE(lost_addresses({lan, lo}, {lan, lo}));
+  EXPECT_FALSE(lost_addresses({lan, lo}, {lan, v6, link, lo}));
+  EXPECT_FALSE(lost_addresses({lan, link, lo}, {lan}));
+  EXPECT_FALSE(lost_addresses({down}, {}));
+  EXPECT_TRUE(lost_addresses({lan, v6}, {lan}));
+  EXPECT_TRUE(lost_addresses({lan}, {v6}));
+  EXPECT_TRUE(lost_addresses({lan}, {down}));
+}
+
 }  // namespace porthole::runtime

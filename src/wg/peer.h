@@ -41,11 +41,13 @@ struct KeyPair {
 };
 
 // One-shot timers of a peer.
+// Those that are due at once, as after a sleep, fire in this order: keys too old are wiped first, not together with the
+// handshake that another timer has just begun.
 enum class Timer : std::uint8_t {
+  kZero,        // no new session for a long time: wipe
   kRetransmit,  // no response yet: send another initiation
   kKeepalive,   // data came in and nothing went out: tell the peer that we are alive
   kNew,         // data went out and nothing came in: the session may be dead, make a new one
-  kZero,        // no new session for a long time: wipe
   kPersistent,
   kExpire,      // the oldest key pair reaches kRejectAfterTime
   kForget,      // newer initiations than the one answered are no longer waited for

@@ -324,11 +324,6 @@ void Tunnel::Impl::handle_timeout(Clock clock) {
   for (;;) {
     Peer* p = timers_.top();
     if (p == nullptr || p->heap_key > clock.now) return;
-    // After a sleep all are due at once: keys too old are wiped first, not together with the handshake of another timer.
-    if (Instant& zero = p->timer(Timer::kZero); zero <= clock.now) {
-      zero = kNever;
-      fire(clock, *p, Timer::kZero);
-    }
     for (std::size_t i = 0; i < kTimerCount; ++i) {
       if (p->timers[i] > clock.now) continue;
       p->timers[i] = kNever;

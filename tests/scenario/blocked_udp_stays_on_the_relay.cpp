@@ -19,7 +19,7 @@ TEST(Scenario, BlockedUdpStaysOnTheRelay) {
   auto status = a.engine().peer_status(t.world.now(), b.key());
   ASSERT_TRUE(status && status->path);
   EXPECT_EQ(status->path->relay_region, 1);
-  EXPECT_FALSE(status->path->why_not_direct.empty());
+  EXPECT_FALSE(to_text(status->path->not_direct).empty());
 
   // The firewall is opened: no restart is needed.
   office.set_udp_blocked(false);
