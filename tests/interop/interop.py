@@ -9,6 +9,8 @@ A case returns None or a short note (a measured figure), raises Failed, or raise
 Peers are programs in the folder $PORTHOLE_PEERS (`./run interop` builds them). Everything lives on loopback or in network
 namespaces of the test's own; only processes started here are ended.
 """
+import contextlib
+import ctypes
 import json
 import os
 import re
@@ -27,6 +29,10 @@ from lab import *  # noqa: F401,F403  (the process tests' helpers are ours, too)
 from lab import BUILD, Failed, Process, check, wait_for
 
 PEERS = os.environ.get("PORTHOLE_PEERS") or os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "porthole", "interop", "bin")
+
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_CLONE_NEWNET = 0x40000000
 
 
 class Skipped(Exception):
@@ -150,6 +156,18 @@ class Net:
     @staticmethod
     def inside(ns, *argv):
         return ["ip", "netns", "exec", ns, *map(str, argv)]
+
+
+@contextlib.contextmanager
+def inside(space):
+    """Sockets that this thread makes in the block belong to that namespace, for good."""
+    with open("/proc/thread-self/ns/net") as home, open(f"/run/netns/{space}") as there:
+        if _LIBC.setns(there.fileno(), _CLONE_NEWNET) != 0:
+            raise Failed(f"setns: {os.strerror(ctypes.get_errno())}")
+        try:
+            yield
+        finally:
+            _LIBC.setns(home.fileno(), _CLONE_NEWNET)
 
 
 def free_port(kind=socket.SOCK_STREAM, address="127.0.0.1"):

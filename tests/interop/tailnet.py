@@ -2,15 +2,14 @@
 
     with Tailnet("headscale-0.29") as t:          # or "headscale-0.28", or "porthole"
         ours, theirs = t.ours("film"), t.tailscaled("laptop")
-        t.meet(ours, theirs)
-        t.transfer(ours, theirs, 1 << 30)
+        ours.reaches(theirs)
+        transfer(ours, theirs, 1 << 30)
 
 Every member sits in a namespace of its own, joined to the hub by a veth with an IPv4 and an IPv6 address; members see
 each other through the hub, so that direct paths work. `t.members` all have: name, ips, fqdn, space, connect(host, port)
 (a socket of this process that reaches the tailnet through the member), and a Blobs server reachable on its tailnet
-addresses at port BLOBS and at `echo_udp`, where the kind can.
+addresses at port BLOBS, and a UDP echo at ECHO_UDP.
 """
-import ctypes
 import hashlib
 import shutil
 import struct
@@ -18,44 +17,27 @@ import tempfile
 
 import headscale
 from interop import *
-from interop import PEERS, Background, Net, in_folder, peer
+from interop import PEERS, Background, Net, in_folder, inside, peer
 
-LIBC = ctypes.CDLL(None, use_errno=True)
-CLONE_NEWNET = 0x40000000
 BLOBS = 8642
 ECHO_UDP = 8643
-
-
-class inside:
-    """What this thread does within is done in the namespace: sockets made here stay there."""
-
-    def __init__(self, space):
-        self.space = space
-
-    def __enter__(self):
-        self.home = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
-        target = os.open(f"/run/netns/{self.space}", os.O_RDONLY)
-        check(LIBC.setns(target, CLONE_NEWNET) == 0, f"setns: errno {ctypes.get_errno()}")
-        os.close(target)
-
-    def __exit__(self, *_):
-        LIBC.setns(self.home, CLONE_NEWNET)
-        os.close(self.home)
 
 
 PATTERN = hashlib.shake_256(b"porthole interop").digest(1 << 20)
 
 
+def pattern(size):
+    """Blocks of `size` bytes in all that differ from one to the next."""
+    for n in range((size + len(PATTERN) - 1) // len(PATTERN)):
+        yield (struct.pack(">Q", n) + PATTERN[8:])[:size - n * len(PATTERN)]
+
+
 def send_pattern(s, size):
-    """Sends `size` bytes that differ from block to block; returns their SHA-256."""
-    digest, left, n = hashlib.sha256(), size, 0
-    while left:
-        block = struct.pack(">Q", n) + PATTERN[8:]
-        block = block[:min(left, len(block))]
+    """Their SHA-256."""
+    digest = hashlib.sha256()
+    for block in pattern(size):
         digest.update(block)
         s.sendall(block)
-        left -= len(block)
-        n += 1
     return digest.hexdigest()
 
 
@@ -480,12 +462,8 @@ def transfer(a, b, size, host=None, seconds=300):
         digest, got = receive_hashed(s)
         rates.append(size * 8e-9 / (time.monotonic() - start))
     expected = hashlib.sha256()
-    left, n = size, 0
-    while left:
-        block = (struct.pack(">Q", n) + PATTERN[8:])[:left]
+    for block in pattern(size):
         expected.update(block)
-        left -= len(block)
-        n += 1
     check(got == size and digest == expected.hexdigest(), f"{b.name} > {a.name}: {got} of {size} bytes arrived, or not the right ones")
     return rates
 

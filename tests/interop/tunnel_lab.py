@@ -1,6 +1,4 @@
 """What the two lower interop cases share: tunnel_tool in a network namespace, and sockets of that namespace's kernel."""
-import contextlib
-import ctypes
 import hashlib
 import os
 import queue
@@ -10,11 +8,10 @@ import subprocess
 import threading
 import time
 
-from interop import BUILD, Failed, Net, Process, Skipped, check, need_root, sh
+from interop import BUILD, Failed, Net, Process, Skipped, check, inside, need_root, sh
 
 TOOL = os.path.join(BUILD, "tests", "interop", "tunnel_tool")
 STALL = 25  # seconds without a byte that no case may show
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def need_tun():
@@ -23,18 +20,6 @@ def need_tun():
         raise Skipped("there is no /dev/net/tun")
     if not os.access(TOOL, os.X_OK):
         raise Skipped("tunnel_tool has not been built (ninja interop_tools)")
-
-
-@contextlib.contextmanager
-def inside(space):
-    """Sockets that this thread makes in the block belong to that namespace, for good."""
-    with open("/proc/thread-self/ns/net") as home, open(f"/run/netns/{space}") as there:
-        if _libc.setns(there.fileno(), 0x40000000) != 0:
-            raise Failed(f"setns: {os.strerror(ctypes.get_errno())}")
-        try:
-            yield
-        finally:
-            _libc.setns(home.fileno(), 0x40000000)
 
 
 class Tool(Process):
