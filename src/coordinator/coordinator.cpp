@@ -433,7 +433,7 @@ void Coordinator::answer_unknown(Clock clock, SessionId id, std::int32_t stream,
   Session& s = *find(id);
   if (!request.stream || s.told_void) return answer(id, stream, 404, kText, "node not found\n");
   s.told_void = true;
-  Message message(MapText::unknown(clock, request.node_key, s.machine));
+  Message message(MapText::unknown(clock, request.node_key, s.machine, relays_));
   answer(id, stream, 200, kJson, as_text(message.framed(request.compress == "zstd")));
 }
 

@@ -262,6 +262,7 @@ TEST(Coordinator, RemovedWhileAwayIsToldOncePerSession) {
     ASSERT_TRUE(a->maps[0].node->key_expiry);
     EXPECT_LT(*a->maps[0].node->key_expiry, WallTime::from_unix_s(1'000'000'000));
     EXPECT_TRUE(a->maps[0].peers.empty());
+    EXPECT_TRUE(a->maps[0].derp_map && a->maps[0].derp_map->regions && a->maps[0].derp_map->regions->contains(900));
     a->poll();
     EXPECT_EQ(a->answers[a->poll_stream].status, 404);
   }

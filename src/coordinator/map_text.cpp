@@ -21,14 +21,14 @@ constexpr const char* kFileSharing = "https://tailscale.com/cap/file-sharing";
 // Clients compare the expiry of their own key with their own clock: one that is wrong by years would still see it passed.
 constexpr WallTime kLongPast = WallTime::from_unix_s(1);
 
-std::string key_is_void(Clock clock, ts2021::Node node) {
+ts2021::MapResponse key_is_void(Clock clock, ts2021::Node node) {
   node.key_expiry = kLongPast;
   node.expired = true;
   node.machine_authorized = false;
   ts2021::MapResponse m;
   m.control_time = clock.wall;
   m.node = std::move(node);
-  return ts2021::encode_map_response(m);
+  return m;
 }
 
 // Everybody in the account may reach everybody on every port. Sources are the tailnet's own ranges: which of their
@@ -151,16 +151,20 @@ std::string MapText::delta(Clock clock, const Delta& delta, Member* viewer) {
 std::string MapText::removed(Clock clock, const NodeRecord& record) {
   Member last;
   last.record = record;
-  return key_is_void(clock, self(clock, last));
+  return ts2021::encode_map_response(key_is_void(clock, self(clock, last)));
 }
 
-std::string MapText::unknown(Clock clock, const NodePublic& key, const MachinePublic& machine) {
+std::string MapText::unknown(Clock clock, const NodePublic& key, const MachinePublic& machine,
+                             const ts2021::RelayMap& relays) {
   ts2021::Node node;
   node.id = 1;  // clients want one, and a stable id; nothing else is in this map that it could be mistaken for
   node.stable_id = "1";
   node.key = key;
   node.machine = machine;
-  return key_is_void(clock, std::move(node));
+  ts2021::MapResponse m = key_is_void(clock, std::move(node));
+  // A Go client whose relay map was taken away does not connect to its relay after the new login, as it lives there already.
+  m.derp_map = ts2021::RelayMapUpdate::full(relays);
+  return ts2021::encode_map_response(m);
 }
 
 std::string MapText::relay_map(Clock clock, const ts2021::RelayMap& relays) {

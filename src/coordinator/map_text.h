@@ -28,8 +28,9 @@ class MapText {
   std::string delta(Clock clock, const Delta& delta, Member* viewer);
   // The last message of a stream whose node was removed: it asks for a login then (control protocol, 9.3).
   std::string removed(Clock clock, const NodeRecord& record);
-  // The same for a node key that no node has.
-  static std::string unknown(Clock clock, const NodePublic& key, const MachinePublic& machine);
+  // The same for a node key that no node has, as the first message of a stream.
+  static std::string unknown(Clock clock, const NodePublic& key, const MachinePublic& machine,
+                             const ts2021::RelayMap& relays);
   static std::string relay_map(Clock clock, const ts2021::RelayMap& relays);
   static std::string keep_alive();
 
