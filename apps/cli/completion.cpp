@@ -312,8 +312,7 @@ void add_completion_command(CLI::App& root, std::function<int()>& run, const std
             "  porthole completion fish > ~/.config/fish/completions/porthole.fish\n"
             "  porthole completion man | man -l -");
   c->callback([&root, &run, kind, version] {
-    run = [&root, kind, version] {
-      std::string text = *kind == "man" ? man_page(root, version) : completion_script(root, *kind);
+    run = [text = *kind == "man" ? man_page(root, version) : completion_script(root, *kind)] {
       std::fputs(text.c_str(), stdout);
       return 0;
     };
