@@ -52,6 +52,9 @@ struct Answered {
   std::string line;       // first line of the body
 };
 
+// A proxy says that it cannot reach what it stands for.
+bool behind_is_down(const Answered& a) { return a.status >= 502 && a.status <= 504; }
+
 std::string by(const Answered& a) { return a.server.empty() ? "" : " by " + a.server; }
 
 // How to let the upgrade through, in the words of whatever stands in front.
@@ -94,6 +97,7 @@ class Doctor {
   void report(std::string_view check, Verdict v, const std::string& text, const std::string& advice = {}, json::object more = {}) {
     static constexpr const char* kWords[] = {"ok", "warning", "FAILED"};
     if (v == Verdict::kFailed) ++failed_;
+    if (v == Verdict::kWarning) ++warnings_;
     ++done_;
     const char* word = kWords[static_cast<int>(v)];
     if (options_.json) {
@@ -111,7 +115,13 @@ class Doctor {
   }
 
   int finish() {
-    if (failed_ == 0) return 0;
+    if (failed_ == 0) {
+      if (!options_.json)
+        print_line(warnings_ == 0 ? "all well: a node on this machine can use " + url_.to_string()
+                                  : "a node on this machine can use " + url_.to_string() + ", with " + std::to_string(warnings_) +
+                                        (warnings_ == 1 ? " warning" : " warnings"));
+      return 0;
+    }
     throw CommandError("a node on this machine cannot use " + url_.to_string() + ": " + std::to_string(failed_) + " of " + std::to_string(done_) +
                        (done_ == 1 ? " check failed" : " checks failed"));
   }
@@ -302,7 +312,7 @@ class Doctor {
       const bool page = key.error().message.find("captive portal") != std::string::npos;
       std::string advice = "correct the URL: it must be the coordination server's own, with its scheme and port";
       if (page) advice = "open " + (f.seen.location.empty() ? url_.to_string() : f.seen.location) + " in a browser on this machine: log in to the network if it asks, else correct the URL";
-      if (f.seen.status == 502 || f.seen.status == 503 || f.seen.status == 504) advice = "the coordination server behind the proxy is not running, or listens elsewhere";
+      if (behind_is_down(f.seen)) advice = "the coordination server behind the proxy is not running, or listens elsewhere";
       report("server", Verdict::kFailed, "GET /key was answered " + std::to_string(f.seen.status) + by(f.seen) + ": " + key.error().message, advice, more);
       return std::nullopt;
     }
@@ -331,7 +341,7 @@ class Doctor {
     if (!seen->line.empty() && seen->status != 101) text += " (\"" + seen->line.substr(0, 80) + "\")";
     if (seen->status == 101)
       return report("upgrade", Verdict::kFailed, text + ", then: " + r.error().message, "something in between changes the bytes after the upgrade, or the server's key changed", more);
-    if (seen->status == 502 || seen->status == 503 || seen->status == 504)
+    if (behind_is_down(*seen))
       return report("upgrade", Verdict::kFailed, text, "the coordination server behind the proxy is not running, or listens elsewhere", more);
     if (seen->status >= 300 && seen->status < 400)
       return report("upgrade", Verdict::kFailed, text + ": it redirects to " + seen->location, "use the URL of the server itself", more);
@@ -366,8 +376,16 @@ class Doctor {
 
   // True: the server has a relay of its own, so STUN is its, too.
   bool check_relay() {
+    constexpr const char* kWhy = "without its relay a node is reachable by few";
     auto r = get("/derp/probe", step());
-    if (!r || (*r)->seen.status != 200 || !(*r)->fetch.body().empty()) {
+    if (!r || behind_is_down((*r)->seen)) {
+      const std::string text = r ? " was answered " + std::to_string((*r)->seen.status) + by((*r)->seen) : ": " + r.error().message;
+      report("relay", Verdict::kFailed, "GET /derp/probe" + text + ": the relay is down while the rest of the server is up",
+             r ? "start the relay behind that proxy, or correct where the proxy looks for /derp; " + std::string(kWhy)
+               : "look at the relay's log; " + std::string(kWhy), {{"relay", true}});
+      return true;
+    }
+    if ((*r)->seen.status != 200 || !(*r)->fetch.body().empty()) {
       report("relay", Verdict::kOk, "none on this host; a node learns of its relays when it has logged in (porthole node netcheck)", {}, {{"relay", false}});
       return false;
     }
@@ -390,11 +408,12 @@ class Doctor {
     }
     json::object more{{"relay", true}};
     if (error) {
-      report("relay", Verdict::kFailed, "GET /derp: " + error->message, "without its relay a node is reachable by few: look at the proxy in front of the server", more);
+      report("relay", Verdict::kFailed, "GET /derp: " + error->message, std::string(kWhy) + ": look at the proxy in front of the server", more);
     } else if (parser.head().status() != 101) {
       Answered seen = answered(parser.head(), parser.body());
       more["status"] = seen.status;
-      report("relay", Verdict::kFailed, "GET /derp was answered " + std::to_string(seen.status) + by(seen) + " instead of switching protocols: a proxy in front strips the upgrade",
+      if (behind_is_down(seen)) report("relay", Verdict::kFailed, "GET /derp was answered " + std::to_string(seen.status) + by(seen), "start the relay behind that proxy; " + std::string(kWhy), more);
+      else report("relay", Verdict::kFailed, "GET /derp was answered " + std::to_string(seen.status) + by(seen) + " instead of switching protocols: a proxy in front strips the upgrade",
              upgrade_advice(seen.server), more);
     } else {
       report("relay", Verdict::kOk, "the server's own relay takes connections (" + ms(began) + ")", {}, more);
@@ -442,7 +461,7 @@ class Doctor {
   StopSignal stop_;
   Deadline until_;
   std::vector<Endpoint> addresses_;
-  int failed_ = 0, done_ = 0;
+  int failed_ = 0, warnings_ = 0, done_ = 0;
 };
 
 int diagnose(const DoctorOptions& o) {
