@@ -1,5 +1,6 @@
 #include "node/doctor.h"
 
+#include <netinet/in.h>
 #include <poll.h>
 #include <sys/socket.h>
 
@@ -421,38 +422,58 @@ class Doctor {
     return true;
   }
 
-  // UDP to the server's host and back: what every direct path needs.
+  // UDP to the server's host and back: what every direct path needs. One address of each family; one answer is enough.
   void check_stun() {
-    Endpoint to{addresses_.front().address, static_cast<std::uint16_t>(options_.stun_port)};
+    std::string silent;
+    bool closed = false;
+    std::optional<Endpoint> v4, v6;
+    for (const Endpoint& e : addresses_) {
+      std::optional<Endpoint>& of_family = e.address.is_v6() ? v6 : v4;
+      if (std::exchange(of_family, e)) continue;
+      const Endpoint to{e.address, static_cast<std::uint16_t>(options_.stun_port)};
+      auto began = Steady::now();
+      if (auto mapped = ask_stun(to, closed)) {
+        report("UDP", Verdict::kOk, "STUN at " + to.to_string() + " sees this machine as " + mapped->to_string() + " (" + ms(began) + ")" +
+                                        (silent.empty() ? "" : "; no answer from " + silent),
+               {}, {{"public", mapped->to_string()}});
+        return;
+      }
+      silent += (silent.empty() ? "" : " and ") + to.to_string();
+    }
+    report("UDP", Verdict::kWarning,
+           "no STUN answer from " + silent + (closed ? ": nothing listens on that UDP port" : ": UDP is blocked on the way, or the server does not listen there"),
+           "open UDP " + std::to_string(options_.stun_port) + " at the server, and UDP out of this network; until then traffic goes through the relay");
+  }
+
+  // `closed`: the host said that nothing listens there. As a node does, this takes the answer from whatever address of the
+  // server's: one with several may send it from another.
+  std::optional<Endpoint> ask_stun(const Endpoint& to, bool& closed) {
     OwnedFd fd(::socket(to.address.is_v6() ? AF_INET6 : AF_INET, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+    const int on = 1;
+    if (fd && to.address.is_v6()) (void)::setsockopt(fd.get(), IPPROTO_IPV6, IPV6_RECVERR, &on, sizeof on);
+    if (fd && to.address.is_v4()) (void)::setsockopt(fd.get(), IPPROTO_IP, IP_RECVERR, &on, sizeof on);
     runtime::SockAddr a = runtime::to_sockaddr(to);
     runtime::SystemRng rng;
     wire::stun::TransactionId id{};
     rng.fill(id);
     auto request = wire::stun::encode_request(id);
-    auto began = Steady::now();
     auto until = step(kStunMax);
-    bool closed = false;
-    if (fd) (void)::connect(fd.get(), a.get(), a.size);   // so that "port unreachable" is told
+    closed = false;
     while (fd && !closed && Steady::now() < until) {
-      (void)::send(fd.get(), request.data(), request.size(), MSG_NOSIGNAL);
+      (void)::sendto(fd.get(), request.data(), request.size(), MSG_NOSIGNAL, a.get(), a.size);
       auto repeat = std::min(until, Steady::now() + kStunRepeat);
       while (wait_ready(fd.get(), POLLIN, repeat, stop_.fd())) {
         std::uint8_t block[1500];
         ssize_t n = ::recv(fd.get(), block, sizeof block, 0);
         closed = n < 0 && errno == ECONNREFUSED;
         if (closed) break;
+        if (n < 0) ::poll(nullptr, 0, 5);   // an error that stays queued must not spin
         if (n <= 0) continue;
         auto answer = wire::stun::parse_response(Bytes(block, static_cast<std::size_t>(n)));
-        if (!answer || answer->id != id) continue;
-        report("UDP", Verdict::kOk, "STUN at " + to.to_string() + " sees this machine as " + answer->mapped.to_string() + " (" + ms(began) + ")", {},
-               {{"public", answer->mapped.to_string()}});
-        return;
+        if (answer && answer->id == id) return answer->mapped;
       }
     }
-    report("UDP", Verdict::kWarning,
-           "no STUN answer from " + to.to_string() + (closed ? ": nothing listens on that UDP port" : ": UDP is blocked on the way, or the server does not listen there"),
-           "open UDP " + std::to_string(options_.stun_port) + " at the server, and UDP out of this network; until then traffic goes through the relay");
+    return std::nullopt;
   }
 
   const DoctorOptions& options_;

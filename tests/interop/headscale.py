@@ -112,6 +112,8 @@ class Headscale:
             lines.append("ephemeral_node_inactivity_timeout: 70s")
         else:
             lines.append("node: {expiry: 0, ephemeral: {inactivity_timeout: 70s}}")
+            if self.public_url:
+                lines.append('trusted_proxies: ["127.0.0.1/32", "::1/128"]')
         if self.policy_mode == "file" and self.policy is not None:
             with open(self._path("policy.hujson"), "w") as f:
                 f.write(self.policy)

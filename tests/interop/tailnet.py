@@ -541,6 +541,8 @@ class InHub(headscale.Headscale):
     def choose_ports(self):
         with inside(self.net.hub):
             super().choose_ports()
+        if self.public_url:
+            self.stun_port = 3478   # where doctor looks for it
 
     def _request(self, *args, **kw):
         with inside(self.net.hub):
