@@ -363,7 +363,7 @@ class Doctor {
       while (std::size_t n = session.produce(block))
         if (Status s = (*link)->write(Bytes(block, n), until); !s) return s;
       auto n = (*link)->read(block, until);
-      if (!n) return n.error();
+      if (!n) return session.explain_close(n.error());
       if (!seen || (seen->status != 101 && !head.done())) {
         if (*n == 0) (void)head.end_of_stream();
         else (void)head.consume(Bytes(block, *n));
@@ -424,57 +424,70 @@ class Doctor {
 
   // UDP to the server's host and back: what every direct path needs. One address of each family; one answer is enough.
   void check_stun() {
-    std::string silent;
-    bool closed = false;
-    std::optional<Endpoint> v4, v6;
-    for (const Endpoint& e : addresses_) {
-      std::optional<Endpoint>& of_family = e.address.is_v6() ? v6 : v4;
-      if (std::exchange(of_family, e)) continue;
-      const Endpoint to{e.address, static_cast<std::uint16_t>(options_.stun_port)};
-      auto began = Steady::now();
-      if (auto mapped = ask_stun(to, closed)) {
-        report("UDP", Verdict::kOk, "STUN at " + to.to_string() + " sees this machine as " + mapped->to_string() + " (" + ms(began) + ")" +
-                                        (silent.empty() ? "" : "; no answer from " + silent),
-               {}, {{"public", mapped->to_string()}});
-        return;
+    std::vector<StunProbe> probes;
+    for (const Endpoint& e : addresses_)
+      if (std::none_of(probes.begin(), probes.end(), [&](const StunProbe& p) { return p.to.address.is_v6() == e.address.is_v6(); }))
+        probes.emplace_back(Endpoint{e.address, static_cast<std::uint16_t>(options_.stun_port)});
+    auto began = Steady::now();
+    auto until = step(kStunMax);
+    auto hopeless = [](const StunProbe& p) { return p.closed; };
+    while (Steady::now() < until && !std::all_of(probes.begin(), probes.end(), hopeless)) {
+      for (StunProbe& p : probes) p.ask();
+      for (auto repeat = std::min(until, Steady::now() + kStunRepeat); Steady::now() < repeat;) {
+        std::vector<pollfd> fds{{stop_.fd(), POLLIN, 0}};
+        for (const StunProbe& p : probes) fds.push_back({p.closed ? -1 : p.fd.get(), POLLIN, 0});
+        auto left = std::chrono::duration_cast<std::chrono::milliseconds>(repeat - Steady::now()).count();
+        if (::poll(fds.data(), fds.size(), static_cast<int>(left) + 1) > 0 && fds[0].revents) throw Stopped();
+        for (StunProbe& p : probes) {
+          auto mapped = p.answer();
+          if (!mapped) continue;
+          report("UDP", Verdict::kOk, "STUN at " + p.to.to_string() + " sees this machine as " + mapped->to_string() + " (" + ms(began) + ")", {},
+                 {{"public", mapped->to_string()}});
+          return;
+        }
+        if (std::all_of(probes.begin(), probes.end(), hopeless)) break;
       }
-      silent += (silent.empty() ? "" : " and ") + to.to_string();
     }
+    std::string asked;
+    for (const StunProbe& p : probes) asked += (asked.empty() ? "" : " and ") + p.to.to_string();
     report("UDP", Verdict::kWarning,
-           "no STUN answer from " + silent + (closed ? ": nothing listens on that UDP port" : ": UDP is blocked on the way, or the server does not listen there"),
+           "no STUN answer from " + asked + (std::all_of(probes.begin(), probes.end(), hopeless) ? ": nothing listens on that UDP port"
+                                                                                                   : ": UDP is blocked on the way, or the server does not listen there"),
            "open UDP " + std::to_string(options_.stun_port) + " at the server, and UDP out of this network; until then traffic goes through the relay");
   }
 
-  // `closed`: the host said that nothing listens there. As a node does, this takes the answer from whatever address of the
-  // server's: one with several may send it from another.
-  std::optional<Endpoint> ask_stun(const Endpoint& to, bool& closed) {
-    OwnedFd fd(::socket(to.address.is_v6() ? AF_INET6 : AF_INET, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
-    const int on = 1;
-    if (fd && to.address.is_v6()) (void)::setsockopt(fd.get(), IPPROTO_IPV6, IPV6_RECVERR, &on, sizeof on);
-    if (fd && to.address.is_v4()) (void)::setsockopt(fd.get(), IPPROTO_IP, IP_RECVERR, &on, sizeof on);
-    runtime::SockAddr a = runtime::to_sockaddr(to);
-    runtime::SystemRng rng;
-    wire::stun::TransactionId id{};
-    rng.fill(id);
-    auto request = wire::stun::encode_request(id);
-    auto until = step(kStunMax);
-    closed = false;
-    while (fd && !closed && Steady::now() < until) {
-      (void)::sendto(fd.get(), request.data(), request.size(), MSG_NOSIGNAL, a.get(), a.size);
-      auto repeat = std::min(until, Steady::now() + kStunRepeat);
-      while (wait_ready(fd.get(), POLLIN, repeat, stop_.fd())) {
-        std::uint8_t block[1500];
-        ssize_t n = ::recv(fd.get(), block, sizeof block, 0);
-        closed = n < 0 && errno == ECONNREFUSED;
-        if (closed) break;
-        if (n < 0) ::poll(nullptr, 0, 5);   // an error that stays queued must not spin
-        if (n <= 0) continue;
-        auto answer = wire::stun::parse_response(Bytes(block, static_cast<std::size_t>(n)));
-        if (answer && answer->id == id) return answer->mapped;
-      }
+  // As a node does, this takes the answer from whatever address of the server's: one with several may send it from another.
+  struct StunProbe {
+    explicit StunProbe(const Endpoint& endpoint)
+        : to(endpoint), fd(::socket(to.address.is_v6() ? AF_INET6 : AF_INET, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0)) {
+      const int on = 1;   // so that "port unreachable" is told
+      if (to.address.is_v6()) (void)::setsockopt(fd.get(), IPPROTO_IPV6, IPV6_RECVERR, &on, sizeof on);
+      else (void)::setsockopt(fd.get(), IPPROTO_IP, IP_RECVERR, &on, sizeof on);
+      runtime::SystemRng().fill(id);
+      closed = !fd;
     }
-    return std::nullopt;
-  }
+    void ask() {
+      auto request = wire::stun::encode_request(id);
+      runtime::SockAddr a = runtime::to_sockaddr(to);
+      if (!closed) (void)::sendto(fd.get(), request.data(), request.size(), MSG_NOSIGNAL, a.get(), a.size);
+    }
+    std::optional<Endpoint> answer() {
+      std::uint8_t block[1500];
+      for (int k = 0; k < 16 && !closed; ++k) {   // a flood of other datagrams must not hold us here
+        ssize_t n = ::recv(fd.get(), block, sizeof block, 0);
+        if (n < 0 && (errno == EAGAIN || errno == EINTR)) break;
+        if (n < 0) closed = true;   // refused, or unreachable
+        if (n <= 0) continue;
+        auto got = wire::stun::parse_response(Bytes(block, static_cast<std::size_t>(n)));
+        if (got && got->id == id) return got->mapped;
+      }
+      return std::nullopt;
+    }
+    Endpoint to;
+    OwnedFd fd;
+    wire::stun::TransactionId id{};
+    bool closed = false;   // nothing listens there, or no way leads there
+  };
 
   const DoctorOptions& options_;
   control::ControlUrl url_;

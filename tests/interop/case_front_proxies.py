@@ -46,23 +46,24 @@ class Authority:
         self.folder = folder
         os.mkdir(folder)
         self.key, self.cert = os.path.join(folder, "ca.key"), os.path.join(folder, "ca.pem")
-        sh("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", self.key, "-out", self.cert,
-           "-days", "3650", "-subj", f"/CN={name}")
         open(os.path.join(folder, "index.txt"), "w").close()
         with open(os.path.join(folder, "ca.cnf"), "w") as f:
             f.write(f"[ca]\ndefault_ca=d\n[d]\ndatabase={folder}/index.txt\nrand_serial=yes\nnew_certs_dir={folder}\ndefault_md=sha256\n"
                     "policy=p\ncopy_extensions=copy\nunique_subject=no\n[p]\ncommonName=supplied\n")
+        self._sign(name, "basicConstraints=critical,CA:TRUE", self.cert, self.key, -400, 4000, "-selfsign")
 
-    def issue(self, name, names="DNS:hub.test", since=-86400, until=30 * 86400):
-        """(chain, key); times in seconds from now."""
-        key, cert, request = (os.path.join(self.folder, name + end) for end in (".key", ".pem", ".csr"))
+    def _sign(self, name, extension, cert, key, since, until, *how):
+        def when(days):
+            return time.strftime("%Y%m%d%H%M%SZ", time.gmtime(time.time() + days * 86400))
+        sh("openssl", "req", "-new", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", key, "-out", cert + ".csr",
+           "-subj", f"/CN={name}", "-addext", extension)
+        sh("openssl", "ca", "-batch", "-config", os.path.join(self.folder, "ca.cnf"), "-keyfile", self.key, "-in", cert + ".csr", "-out", cert,
+           "-notext", "-startdate", when(since), "-enddate", when(until), *how)
 
-        def when(offset):
-            return time.strftime("%Y%m%d%H%M%SZ", time.gmtime(time.time() + offset))
-        sh("openssl", "req", "-new", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", key, "-out", request,
-           "-subj", f"/CN={name}", "-addext", f"subjectAltName={names}")
-        sh("openssl", "ca", "-batch", "-config", os.path.join(self.folder, "ca.cnf"), "-cert", self.cert, "-keyfile", self.key, "-in", request,
-           "-out", cert, "-notext", "-startdate", when(since), "-enddate", when(until))
+    def issue(self, name, names="DNS:hub.test", since=-30, until=30):
+        """(certificate, key); valid from and until, in days from now."""
+        cert, key = os.path.join(self.folder, name + ".pem"), os.path.join(self.folder, name + ".key")
+        self._sign(name, f"subjectAltName={names}", cert, key, since, until, "-cert", self.cert)
         return cert, key
 
 
@@ -103,8 +104,18 @@ class Nginx:
 
     def change(self, servers):
         """Its new configuration is in force for what comes from now on; connections that are open stay."""
+        def workers():
+            out = set()
+            with open(f"/proc/{self.p.p.pid}/task/{self.p.p.pid}/children") as f:
+                for pid in f.read().split():
+                    with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline") as line:
+                        if "shutting down" not in line.read():
+                            out.add(pid)
+            return out
+        before = workers()
         self.write(servers)
         sh(*self.argv, "-s", "reload")
+        wait_for(lambda: (lambda now: now and not now & before)(workers()), 10, "nginx has read it")
 
     def seen(self, what=None):
         """[(when, from, "METHOD /path", status, seconds)] of what has ended."""
@@ -180,13 +191,14 @@ class Fronted(Tailnet):
             return all(w.lower() in event["message"].lower() for w in words)
         return node.p.wait_event("notice", seconds, match=has)
 
-    def node(self, name, url=None):
+    def node(self, name, url=None, key=None):
         """A node that is not expected to come up."""
         was, self.url = self.url, url or self.url
         try:
-            return self.ours(name, wait=False)
+            self.members.append(Ours(self, name, self.place(name), key or self.server.new_key(), wait=False))
         finally:
             self.url = was
+        return self.members[-1]
 
 
 def on(*kinds):
@@ -284,7 +296,8 @@ def cut_again_and_again(kind):
     short = documented(kind != "porthole").replace("proxy_read_timeout 1h", f"proxy_read_timeout {limit}s")
     check(f"timeout {limit}s" in short, "the time-out is short")
     with Fronted(kind, short) as t:
-        film, laptop, far = t.ours("film"), t.tailscaled("laptop"), t.ours("far")
+        # Each cut of its relay makes tailscaled tell Headscale, and Headscale its peers: their streams are never quiet then.
+        film, laptop, far = t.ours("film"), (t.tailscaled if kind == "porthole" else t.ours)("laptop"), t.ours("far")
         t.cut_udp(far)
         streams, gaps = [(laptop, film), (film, far)], []
         for a, b in streams:
@@ -325,7 +338,7 @@ def cut_again_and_again(kind):
             of_film = [r for r in t.nginx.seen(what) if r[0] > start and r[1] in ("10.77.1.2", "2001:db8:1::2")]
             counts[what] = len(of_film)
             check(len(of_film) <= took / limit + 2, f"{len(of_film)} times {what} in {took:.0f} s: {of_film}")
-        check(counts["POST /ts2021"] >= 3, f"the map stream was cut {counts['POST /ts2021']} times only")
+        check(counts["POST /ts2021"] >= 2, f"the map stream was cut {counts['POST /ts2021']} times only")
         notices = [e["message"] for e in film.p.log[told:] if e["event"] == "notice"]
         check(len(notices) <= 6, f"it complains {len(notices)} times: {notices}")
         return (f"map stream cut {counts['POST /ts2021']} times in {took:.0f} s, longest gap {max(g[2] for g in gaps) * 1000:.0f} ms, "
@@ -351,7 +364,7 @@ def test_forgotten_headers(kind):
                          "proxy_set_header Upgrade $http_upgrade")
         check(all(checks[c]["result"] == "ok" for c in ("DNS", "TCP", "TLS", "server")), f"{checks}")
         check(checks["relay"]["result"] == "failed", f"{checks['relay']}")
-        t.nginx.change(t.servers.replace(t.servers, documented(kind != "porthole")))
+        t.nginx.change(documented(kind != "porthole"))
         begun = time.monotonic()
         film.running(40)
         took = time.monotonic() - begun
@@ -461,9 +474,7 @@ def test_strict_proxies(kind):
         key = t.server.new_key()
         for n, (what, strict, node_words, doctor_words) in enumerate(STRICT):
             proxy = StrictProxy(t, strict)
-            was, t.url = t.url, proxy.url
-            film = t.ours(f"film{n}", wait=False, key=key)
-            t.url = was
+            film = t.node(f"film{n}", proxy.url, key)
             begun = time.monotonic()
             try:
                 t.says(film, *node_words)
@@ -485,18 +496,17 @@ def test_doctor_on_certificates():
     with Fronted("porthole") as t:
         other_ca = Authority(t.path("other"), "Stranger CA")
         extra = ""
-        cases = {8441: t.authority.issue("expired", since=-40 * 86400, until=-10 * 86400), 8442: t.authority.issue("other.test", "DNS:other.test"),
-                 8443: other_ca.issue("hub-of-another"), 8444: t.authority.issue("short", until=3 * 86400)}
+        cases = {8441: t.authority.issue("expired", since=-40, until=-10), 8442: t.authority.issue("other.test", "DNS:other.test"),
+                 8443: other_ca.issue("hub-of-another"), 8444: t.authority.issue("short", until=3)}
         for port, (cert, key) in cases.items():
             extra += (f"server {{ listen {port} ssl; listen [::]:{port} ssl; ssl_certificate {cert}; ssl_certificate_key {key};\n"
                       "location / { proxy_pass http://127.0.0.1:8080; proxy_http_version 1.1; proxy_set_header Upgrade $http_upgrade; "
                       "proxy_set_header Connection $porthole_connection; proxy_set_header Host $host; } }\n")
         t.nginx.change(t.servers + extra)
         place = t.place("doctor")
-        wait_for(lambda: t.doctor(place, f"{URL}:8444")[1].get("TLS"), 10, "nginx has its new ports")
         for port, node_words, doctor_words in ((8441, ("expired",), ("expired 10 days ago", "renew")),
-                                               (8442, ("other.test",), ("certificate is for other.test", "not for hub.test")),
-                                               (8443, ("Stranger CA",), ("Stranger CA", "--ca-file"))):
+                                               (8442, ("not for hub.test",), ("certificate is for other.test", "not for hub.test")),
+                                               (8443, ("signed by nobody this host trusts", "--ca-file"), ("Stranger CA", "--ca-file"))):
             film = t.node(f"film{port}", f"{URL}:{port}")
             said = t.says(film, *node_words)
             film.kill()
@@ -517,7 +527,7 @@ def test_doctor_on_the_clock():
 
         def shifted(by):
             return {"LD_PRELOAD": fake, "FAKETIME": by, "FAKETIME_DONT_FAKE_MONOTONIC": "1", "DONT_FAKE_MONOTONIC": "1"}
-        for by, words in (("-12h", "12 h behind"), ("+1d", "24 h ahead of")):
+        for by, words in (("-1d", "24 h behind"), ("+1d", "24 h ahead of")):
             status, checks, last = t.doctor(place, **shifted(by))
             check(status == 0 and last.endswith("with 1 warning"), f"{last}: {checks}")
             check(checks["clock"]["result"] == "warning", f"{checks['clock']}")
@@ -577,7 +587,6 @@ def test_doctor_on_captive_portals():
         extra += f"server {{ listen 8003 ssl; listen [::]:8003 ssl; ssl_certificate {stranger[0]}; ssl_certificate_key {stranger[1]}; location / {{ {login} }} }}\n"
         t.nginx.change(t.servers + extra)
         place = t.place("doctor")
-        wait_for(lambda: "server" in t.doctor(place, "http://hub.test:8002")[1], 10, "nginx has its new ports")
         t.finds(place, "server", "web page", "captive portal", "browser", "log in", url="http://hub.test:8001")
         t.finds(place, "server", "302", "http://portal.hotel.test/login", "captive portal", "browser", url="http://hub.test:8002")
         checks = t.finds(place, "TLS", "Hotel Gateway", url=f"{URL}:8003")
@@ -597,7 +606,7 @@ def test_doctor_on_relay_and_udp(kind):
         checks = t.finds(place, "relay", "502", "nginx/", "relay is down", "start the relay")
         check(all(c["result"] == "ok" for name, c in checks.items() if name != "relay"), f"{checks}")
         t.nginx.change(documented(kind != "porthole"))
-        wait_for(lambda: t.doctor(place)[1]["relay"]["result"] == "ok", 10, "the relay is back")
+        t.well(place)
         sh(*Net.inside(place, "nft", "add table inet cut; add chain inet cut out { type filter hook output priority 0; }; "
                        'add rule inet cut out oifname != "lo" meta l4proto udp drop'))
         status, checks, last = t.doctor(place)
