@@ -53,6 +53,20 @@ std::string printable(std::string_view text) {
   return out;
 }
 
+// The answer to GET /derp that is no 101. A relay refuses an upgrade only when it does not see one.
+Error refused_upgrade(const wire::HttpMessageParser& answer) {
+  const int status = answer.head().status();
+  const std::string server = printable(answer.head().header("Server").value_or(""));
+  const std::string line = printable(answer.body().substr(0, answer.body().find('\n')));
+  std::string text = "the relay refused the upgrade with HTTP status " + std::to_string(status);
+  if (!server.empty()) text += " by " + server;
+  if (!line.empty() && !line.starts_with('<')) text += ": " + line;
+  if (status >= 502 && status <= 504) return {ErrorCode::kUnavailable, text + "; the relay behind that proxy does not run"};
+  if (status == 400 || status == 405 || status == 426 || status < 300)
+    text += "; a proxy in front of it does not pass the upgrade (nginx: proxy_http_version 1.1; proxy_set_header Upgrade $http_upgrade; proxy_set_header Connection \"upgrade\";)";
+  return {ErrorCode::kRefused, text};
+}
+
 std::string seconds_text(Duration d) {
   return std::to_string(std::chrono::duration_cast<std::chrono::seconds>(d).count()) + " s";
 }
@@ -491,7 +505,7 @@ void DerpClient::stream_closed(Instant now, StreamId id, const Error* error) {
   Connection& c = *region->connection;
   Error why = error ? *error : Error{ErrorCode::kReset, "the relay closed the connection"};
   if (c.stage == Stage::kHttp && c.http->head_done())
-    why = {ErrorCode::kRefused, "the relay refused the upgrade with HTTP status " + std::to_string(c.http->head().status()) + ": " + printable(c.http->body())};
+    why = refused_upgrade(*c.http);
   else if (c.stage == Stage::kLoggedIn)
     why = {ErrorCode::kRefused, "the relay closed the connection during the login; it may not admit this node"};
   bool confirmed = c.stage == Stage::kConfirmed;
@@ -529,8 +543,7 @@ bool DerpClient::handle_http(Instant now, Region& region, MutBytes& in) {
   if (c.http->head_done() && c.http->head().status() != 101) {
     // Wait for the end of the explanation, but not for more than is kept of it.
     if (!taken || c.http->done()) {
-      attempt_failed(now, region, {ErrorCode::kRefused, "the relay refused the upgrade with HTTP status " +
-                                                            std::to_string(c.http->head().status()) + ": " + printable(c.http->body())});
+      attempt_failed(now, region, refused_upgrade(*c.http));
       return false;
     }
   }

@@ -527,9 +527,7 @@ void Engine::drain_control() {
           if (!running_told_) set_state(NodeState::kStarting, e->error);
           break;
         case S::kReconnecting:
-          // The netmap stays usable: the node keeps running on what it knows.
-          if (e->error) emit(NoticeEvent{*e->error});
-          break;
+          break;   // the netmap stays usable: the node keeps running on what it knows, and a ControlNotice said why
         case S::kRunning: check_running(); break;
         case S::kNeedsLogin:
           stop_data_plane();

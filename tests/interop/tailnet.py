@@ -473,9 +473,10 @@ def transfer(a, b, size, host=None, seconds=300):
 class Porthole:
     """Our own coordinator, relay and STUN."""
 
-    def __init__(self, net, tls=True):
+    def __init__(self, net, tls=True, public_url=None):
         self.net = net
-        self.tls = tls
+        self.tls = tls and not public_url
+        self.public_url = public_url   # of a proxy in front of it, to which it speaks plain HTTP
         self.dir = net.path("remote")
         self.port = None
         self.start()
@@ -496,7 +497,7 @@ class Porthole:
         self.p.wait_event("ready")
 
     def url(self):
-        return f"{'https' if self.tls else 'http'}://hub.test:{self.port}"
+        return self.public_url or f"{'https' if self.tls else 'http'}://hub.test:{self.port}"
 
     def base(self):
         """The same by address, for programs that do not see the namespace's /etc/hosts."""
@@ -527,10 +528,11 @@ class Porthole:
 class InHub(headscale.Headscale):
     """Headscale with its own relay and STUN."""
 
-    def __init__(self, net, kind):
+    def __init__(self, net, kind, public_url=None):
         self.net = net
         self.users_by_name = {}
-        super().__init__(net.path(kind), derp=True, tls=(net.cert, net.key), name="hub.test", host=net.HUB, host6=net.HUB6, prefix=Net.inside(net.hub))
+        super().__init__(net.path(kind), derp=True, tls=None if public_url else (net.cert, net.key), name="hub.test", host=net.HUB,
+                         host6=net.HUB6, prefix=Net.inside(net.hub), public_url=public_url)
         peer(kind)
         os.environ["PORTHOLE_PEERS"] = PEERS
         self.start(kind.removeprefix("headscale-"))
@@ -539,13 +541,15 @@ class InHub(headscale.Headscale):
     def choose_ports(self):
         with inside(self.net.hub):
             super().choose_ports()
+        if self.public_url:
+            self.stun_port = 3478   # where doctor looks for it
 
     def _request(self, *args, **kw):
         with inside(self.net.hub):
             return super()._request(*args, **kw)
 
     def base(self):
-        return f"https://{self.net.HUB}:{self.port}"
+        return super().base() if self.public_url else f"https://{self.net.HUB}:{self.port}"
 
     def user(self, name):
         if name not in self.users_by_name:
