@@ -83,7 +83,8 @@ Engine::Engine(EngineConfig config, crypto::MachinePrivate machine_key, crypto::
   tunnel_ = std::make_unique<wg::Tunnel>(static_cast<wg::Host&>(*this), rng);
   tunnel_->set_last_stamp(last_stamp);
   paths_ = std::make_unique<paths::Paths>(*paths_sink_, rng, log);
-  derp_ = std::make_unique<derp::DerpClient>(derp::DerpClientConfig{kRelayStreamFirst, false}, static_cast<derp::DerpHost&>(*this), rng, log);
+  derp_ = std::make_unique<derp::DerpClient>(derp::DerpClientConfig{kRelayStreamFirst, config_.plain_relays}, static_cast<derp::DerpHost&>(*this), rng, log);
+  latencies_ = std::make_unique<derp::LatencyProbe>(kLatencyStreamFirst, config_.plain_relays);
   stack_ = std::make_unique<netstack::Stack>(config_.stack, rng);
   paths_->set_mode(clock.now, {config_.relay_only, config_.udp_enabled, config_.fixed_port});
 }
@@ -210,6 +211,8 @@ void Engine::relay_packet(Instant, int region, const NodePublic& source, MutByte
   tunnel_->handle_relayed(clock_, region, source, data);
 }
 
+void Engine::relay_heard(Instant, int region) { paths_->note_relay_heard(clock_.now, region); }
+
 void Engine::handle_send_error(Clock clock, const Endpoint& destination, paths::SendErrorKind kind) {
   clock_ = clock;
   paths_->handle_send_error(clock.now, destination, kind);
@@ -217,42 +220,52 @@ void Engine::handle_send_error(Clock clock, const Endpoint& destination, paths::
 
 std::optional<StreamAction> Engine::poll_action() {
   if (auto a = control_->poll_action()) return a;
-  return derp_->poll_action();
+  if (auto a = derp_->poll_action()) return a;
+  return latencies_->poll_action();
 }
 
 void Engine::stream_opened(Clock clock, StreamId id, const StreamInfo& info) {
   clock_ = clock;
   if (id < kRelayStreamFirst)
     control_->stream_opened(clock, id, info);
-  else
+  else if (id < kLatencyStreamFirst)
     derp_->stream_opened(clock.now, id, info);
+  else
+    latencies_->stream_opened(clock.now, id, info);
 }
 void Engine::stream_failed(Clock clock, StreamId id, const Error& error) {
   clock_ = clock;
   if (id < kRelayStreamFirst)
     control_->stream_failed(clock, id, error);
-  else
+  else if (id < kLatencyStreamFirst)
     derp_->stream_failed(clock.now, id, error);
+  else
+    latencies_->stream_failed(clock.now, id);
 }
 void Engine::stream_closed(Clock clock, StreamId id, const std::optional<Error>& error) {
   clock_ = clock;
   if (id < kRelayStreamFirst)
     control_->stream_closed(clock, id, error);
-  else
+  else if (id < kLatencyStreamFirst)
     derp_->stream_closed(clock.now, id, error ? &*error : nullptr);
+  else
+    latencies_->stream_closed(clock.now, id);
 }
 Result<std::size_t> Engine::consume(Clock clock, StreamId id, MutBytes bytes) {
   clock_ = clock;
   if (id < kRelayStreamFirst) return control_->consume(clock, id, bytes);
-  return derp_->consume(clock.now, id, bytes);
+  if (id < kLatencyStreamFirst) return derp_->consume(clock.now, id, bytes);
+  return latencies_->consume(clock.now, id, bytes);
 }
 std::size_t Engine::produce(Clock clock, StreamId id, MutBytes out) {
   clock_ = clock;
   if (id < kRelayStreamFirst) return control_->produce(clock, id, out);
-  return derp_->produce(clock.now, id, out);
+  if (id < kLatencyStreamFirst) return derp_->produce(clock.now, id, out);
+  return latencies_->produce(clock.now, id, out);
 }
 bool Engine::has_output(StreamId id) const {
-  return id < kRelayStreamFirst ? control_->has_output(id) : derp_->has_output(id);
+  if (id < kRelayStreamFirst) return control_->has_output(id);
+  return id < kLatencyStreamFirst ? derp_->has_output(id) : latencies_->has_output(id);
 }
 
 // ---- wg::Host ----
@@ -448,6 +461,7 @@ void Engine::handle_timeout(Clock clock) {
   tunnel_->handle_timeout(clock);
   paths_->handle_timeout(clock.now);
   derp_->handle_timeout(clock.now);
+  latencies_->handle_timeout(clock.now);
   stack_->handle_timeout(clock.now);
   expire_tsmp_pings();
   if (slept) network_changed(clock);
@@ -472,6 +486,7 @@ void Engine::handle_timeout(Clock clock) {
 Deadline Engine::next_timeout() const {
   Deadline d = sooner(sooner(control_->next_timeout(), tunnel_->next_timeout()),
                       sooner(sooner(paths_->next_timeout(), derp_->next_timeout()), stack_->next_timeout()));
+  d = sooner(d, latencies_->next_timeout());
   for (const auto& [id, hurry] : hurry_) d = sooner(d, Deadline::at(std::min(hurry.next, hurry.until)));
   if (!tsmp_pings_.empty()) d = sooner(d, Deadline::at(tsmp_pings_.front().sent + kTsmpPingTimeout));
   // Past it only an event of the control client or the relay can let this node run.
@@ -484,6 +499,7 @@ void Engine::settle(Clock clock) {
   answer_stray();
   drain_control();
   drain_derp();
+  drain_latencies();
   drain_paths();
   for (wg::PeerId id : std::exchange(gone_silent_, {}))
     if (Peer* peer = by_tunnel(id); peer && peer->silent) {
@@ -701,6 +717,7 @@ void Engine::update_relay_map() {
     for (auto& [id, region] : map.regions)
       for (ts2021::RelayNode& n : region.nodes) n.plain_http = false;
   derp_->set_map(clock_.now, map);
+  latencies_->set_map(map);
   paths::RelayMap out;
   for (const auto& [id, region] : map.regions) {
     paths::RelayRegion r;
@@ -765,6 +782,9 @@ void Engine::drain_paths() {
       if (in_use) tunnel_->start_handshake(clock_, peer.tunnel);
     } else if (auto* ping = std::get_if<paths::PingResult>(&*event)) {
       emit(PingEvent{*ping});
+    } else if (auto* measure = std::get_if<paths::MeasureRelays>(&*event)) {
+      latencies_->start(clock_.now, measure->regions);
+      drain_latencies();   // of relays that cannot even be dialled
     } else if (auto* resolve = std::get_if<paths::ResolveRequest>(&*event)) {
       emit(ResolveEvent{resolve->host});
     } else if (auto* done = std::get_if<paths::NetcheckDone>(&*event)) {
@@ -792,6 +812,11 @@ void Engine::drain_derp() {
       paths_->note_peer_gone(clock_.now, gone->region, gone->peer);
     }
   }
+}
+
+void Engine::drain_latencies() {
+  while (auto result = latencies_->poll_result())
+    paths_->relay_measured(clock_.now, result->region, result->took, result->remote.is_v6());
 }
 
 // ---- state ----
