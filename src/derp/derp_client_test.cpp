@@ -271,6 +271,7 @@ TEST(DerpClient, HttpRefusalIsTold) {
   no_http.produce();
   no_http.feed(as_bytes("SSH-2.0-OpenSSH_9.2p1\r\n"));
   EXPECT_EQ(no_http.client.status(1).state, RegionState::kWaiting);
+  EXPECT_NE(until_close.client.status(1).last_error->message.find("502: no upstream; the relay behind that proxy does not run"), std::string::npos);
 }
 
 TEST(DerpClient, ForgedServerInfoFailsTheLogin) {
