@@ -94,9 +94,8 @@ Engine::~Engine() = default;
 
 void Engine::start(Clock clock) {
   clock_ = clock;
-  disco_ = crypto::DiscoPrivate::generate(rng_);
-  paths_->set_keys(clock.now, disco_, control_->node_key().public_key());
-  control_->set_disco_key(clock, disco_.public_key());
+  paths_->set_keys(clock.now, config_.disco_key, control_->node_key().public_key());
+  control_->set_disco_key(clock, config_.disco_key.public_key());
   set_state(NodeState::kStarting);
   restored_ = control_->restore_map(clock, as_bytes(config_.saved_map));
   config_.saved_map = {};
@@ -382,6 +381,21 @@ void Engine::unanswered(const IpAddress& address) {
   tunnel_->renew_session(clock_, id);
 }
 
+void Engine::stray(const wg::Source& source) {
+  if (!stray_) stray_ = source;
+}
+
+// A peer that goes on with the session of our last run would do so for 15 s: with a handshake it has a new one at once.
+void Engine::answer_stray() {
+  if (!stray_ || clock_.now - stray_seen_ < kStrayEvery) return;
+  const wg::Source source = *std::exchange(stray_, {});
+  stray_seen_ = clock_.now;
+  std::optional<NodePublic> key;
+  if (const auto* relay = std::get_if<wg::RelaySource>(&source)) key = relay->key;
+  else key = paths_->peer_at(std::get<Endpoint>(source));
+  if (const Peer* peer = key ? by_key(*key) : nullptr) tunnel_->start_handshake(clock_, peer->tunnel);
+}
+
 void Engine::set_blocked(Peer& peer, bool blocked) {
   if (peer.blocked == blocked) return;
   peer.blocked = blocked;
@@ -467,6 +481,7 @@ Deadline Engine::next_timeout() const {
 
 void Engine::settle(Clock clock) {
   clock_ = clock;
+  answer_stray();
   drain_control();
   drain_derp();
   drain_paths();
@@ -564,7 +579,7 @@ void Engine::apply_netmap(const control::NetmapChange& change) {
     installed_key_ = key;
     tunnel_->set_private_key(clock_, control_->node_key());
     derp_->set_key(clock_.now, control_->node_key());
-    paths_->set_keys(clock_.now, disco_, key);
+    paths_->set_keys(clock_.now, config_.disco_key, key);
   }
   if (change.self && map.self()) {
     std::vector<IpAddress> own = own_addresses();

@@ -36,6 +36,8 @@ struct EngineConfig {
   control::ControlConfig control;
   bool relay_only = false;
   bool udp_enabled = true;
+  // Of the last run when the UDP port is the same, so that nothing changes for peers; a new one otherwise. Not zero.
+  crypto::DiscoPrivate disco_key;
   bool fixed_port = false;             // the UDP port was configured
   // saved_map() of the last run: peers can be reached before the coordinator has answered. Damaged or foreign: ignored.
   std::string saved_map;
@@ -209,6 +211,7 @@ class Engine final : private wg::Host, private derp::DerpHost {
   void reply(const wg::Source& to, Bytes datagram) override;
   void deliver(wg::PeerId peer, std::span<const MutBytes> packets) override;
   void authenticated(wg::PeerId peer, const wg::Source& source) override;
+  void stray(const wg::Source& source) override;
   void session(wg::PeerId peer, wg::SessionState state) override;
   // derp::DerpHost
   void relay_packet(Instant now, int region, const NodePublic& source, MutBytes data) override;
@@ -223,6 +226,7 @@ class Engine final : private wg::Host, private derp::DerpHost {
   void unanswered(const IpAddress& address);
   void path_changed(const Peer& peer, netstack::PathChange kind);
   void set_blocked(Peer& peer, bool blocked);
+  void answer_stray();
 
   void drain_control();
   void drain_paths();
@@ -257,11 +261,12 @@ class Engine final : private wg::Host, private derp::DerpHost {
   std::map<wg::PeerId, Hurry> hurry_;
   bool restored_ = false;               // the map in use is the last run's
   std::uint64_t map_version_ = 0;
+  std::optional<wg::Source> stray_;      // where a message for an unknown session came from; looked at every kStrayEvery
+  Instant stray_seen_;
   std::vector<wg::PeerId> gone_silent_;  // to tell the netstack of, outside the tunnel's calls
   std::set<NodePublic> probes_;          // PeerReadyEvent wanted
   std::vector<TsmpPing> tsmp_pings_;     // oldest first
   std::vector<MutBytes> accepted_;       // scratch of deliver()
-  crypto::DiscoPrivate disco_;           // new at every start, never stored
   bool plain_control_ = false;           // the coordinator is reached over http://
   NodePublic installed_key_;             // node key that tunnel, paths and relays run with
   NodeState state_ = NodeState::kStopped;

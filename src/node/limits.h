@@ -34,6 +34,9 @@ constexpr Duration kUnanswered = 1s;
 constexpr Duration kAssumedRoundTrip = 40ms;
 constexpr Duration kRenew = 5s;
 
+// Datagrams for sessions that do not exist cost one look at the peers this often, whoever sends them.
+constexpr Duration kStrayEvery = 20ms;
+
 // A timer that comes this late: the machine slept. Less, and connections are as they were.
 constexpr Duration kSlept = 10s;
 

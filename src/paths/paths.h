@@ -249,7 +249,7 @@ class Paths {
   Paths(const Paths&) = delete;
   Paths& operator=(const Paths&) = delete;
 
-  // Own keys. The disco key is new at every process start and never stored. A change drops all shared keys and gathers anew.
+  // Own keys. A change drops all shared keys and gathers anew.
   void set_keys(Instant now, const crypto::DiscoPrivate& disco, const NodePublic& own_node);
   DiscoPublic own_disco() const;
 
@@ -294,7 +294,8 @@ class Paths {
   // the way back. Never changes where we send by UDP.
   void note_authenticated(Instant now, const NodePublic& key, const Endpoint& source);
   void note_authenticated_relay(Instant now, const NodePublic& key, int region);
-  // Which peer datagrams from here probably belong to. A guess: WireGuard decides.
+  // Which peer datagrams from here probably belong to, by what arrived or else by where it says it is (a look at every
+  // peer). A guess: WireGuard decides.
   std::optional<NodePublic> peer_at(const Endpoint& source) const;
 
   // The peer told us its disco key inside the tunnel (TSMP). Unlike a change through set_peers this is no restart.

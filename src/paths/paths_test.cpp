@@ -755,10 +755,16 @@ TEST(Paths, NewDiscoKeyFromTheMapMeansRestartFromTheTunnelDoesNot) {
   t.a.poll();
   EXPECT_TRUE(t.a.events_of<PeerRestarted>().empty());
   c.disco = key2.public_key();
+  EXPECT_FALSE(t.a.paths->route(t.w.now, t.b.node).relay_region);
+  const std::uint64_t pings = t.a.paths->counters().pings_sent;
   t.a.paths->upsert_peer(t.w.now, c);
   t.a.poll();
   ASSERT_EQ(t.a.events_of<PeerRestarted>().size(), 1u);
-  EXPECT_TRUE(t.a.paths->status(t.w.now, t.b.node)->direct);   // paths stay
+  // The path stays, but the peer may have another port now: asked at once, and until it answers the relay carries a copy.
+  EXPECT_TRUE(t.a.paths->status(t.w.now, t.b.node)->direct);
+  EXPECT_GT(t.a.paths->counters().pings_sent, pings);
+  EXPECT_TRUE(t.a.paths->route(t.w.now, t.b.node).udp);
+  EXPECT_TRUE(t.a.paths->route(t.w.now, t.b.node).relay_region);
   // The old key no longer speaks for the peer.
   t.a.deliver_udp(ep("9.9.9.9:9"), seal(t.b, t.a, wire::disco::Ping{{1}, t.b.node, 0}));
   EXPECT_EQ(drops(t.a, Drop::kDiscoUnknownSender), 1u);
