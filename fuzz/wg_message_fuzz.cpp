@@ -25,6 +25,7 @@ struct Sink final : wg::Host {
     }
   }
   void authenticated(wg::PeerId, const wg::Source&) override {}
+  void stray(const wg::Source&) override {}
   void session(wg::PeerId, wg::SessionState) override {}
 };
 

@@ -25,6 +25,7 @@ struct Side final : wg::Host {
   void reply(const wg::Source&, Bytes) override {}
   void deliver(wg::PeerId, std::span<const MutBytes> packets) override;
   void authenticated(wg::PeerId, const wg::Source&) override {}
+  void stray(const wg::Source&) override {}
   void session(wg::PeerId, wg::SessionState) override {}
 };
 

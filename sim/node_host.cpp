@@ -82,11 +82,14 @@ void NodeHost::start() {
   config.relay_only = config_.relay_only;
   config.udp_enabled = config_.udp_enabled;
   config.stack = config_.stack;
+  const std::uint16_t last_port = udp_port_;
+  if (config_.udp_enabled) bind_udp(udp_port_ != 0 && !host_.is_bound(udp_port_) ? udp_port_ : std::uint16_t{0});
+  if (disco_key_.is_zero() || udp_port_ != last_port) disco_key_ = crypto::DiscoPrivate::generate(rng_);
+  config.disco_key = disco_key_.duplicate();
   engine_ = std::make_unique<node::Engine>(std::move(config), machine_key_.duplicate(), node_key_.duplicate(), last_stamp_,
                                            static_cast<DatagramSink&>(*this), rng_, log_, clock());
   app_ = std::make_unique<App>(world_, ledger_, engine_->stack(), config_.account);
   app_->serve(kAppPort);
-  if (config_.udp_enabled) bind_udp(udp_port_ != 0 && !host_.is_bound(udp_port_) ? udp_port_ : std::uint16_t{0});
   announce_addresses();
   engine_->start(clock());
   poke();
@@ -154,6 +157,7 @@ void NodeHost::wipe() {
   PORTHOLE_ASSERT(!engine_);
   machine_key_ = crypto::MachinePrivate::generate(rng_);
   node_key_ = {};
+  disco_key_ = {};
   auth_key_ = {};
   control_key_.reset();
   registered_ = false;

@@ -120,6 +120,7 @@ class NodeHost final : private DatagramSink {
   bool registered_ = false;
   wg::Tai64n last_stamp_;
   std::uint16_t udp_port_ = 0;
+  crypto::DiscoPrivate disco_key_;
   std::vector<IpAddress> addresses_;
 
   // ---- process ----

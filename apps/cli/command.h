@@ -1,6 +1,6 @@
 // How the verbs of the `porthole` program plug together. Each add_* function hangs its verbs below `app`; the leaf that
-// was chosen stores what to do in `run`, and main() calls it after parsing. Exit codes: 0 done, 1 failed (one plain
-// line on stderr), 2 wrong usage.
+// was chosen stores what to do in `run`, and main() calls it after parsing, when `app` is gone. Exit codes: 0 done,
+// 1 failed (one plain line on stderr), 2 wrong usage.
 #pragma once
 
 #include <functional>

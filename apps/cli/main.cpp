@@ -1,6 +1,7 @@
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <exception>
+#include <optional>
 
 #include "cli/command.h"
 #include "cli/completion.h"
@@ -16,9 +17,9 @@ int fail(const std::string& message, int status) {
   return status;
 }
 
-}  // namespace
-
-int main(int argc, char** argv) {
+// What the arguments ask for, in `run`; or, where there is nothing to run, the exit status. The grammar of all verbs is gone
+// when this returns: a node that runs for months does not carry it.
+std::optional<int> understand(int argc, char** argv, porthole::app::Run& run) {
   CLI::App app{
       "Porthole: remote access as a property of the app.\n"
       "  porthole remote ...   coordination service: accounts, keys, devices, relay\n"
@@ -28,7 +29,6 @@ int main(int argc, char** argv) {
       "porthole"};
   app.set_version_flag("--version", PORTHOLE_VERSION);
   app.require_subcommand(1);
-  porthole::app::Run run;
 #ifdef PORTHOLE_HAS_NODE
   porthole::app::add_node_commands(app, run);
 #endif
@@ -59,8 +59,17 @@ int main(int argc, char** argv) {
   } catch (const CLI::ParseError& e) {
     return fail(std::string(e.what()) + " (see --help)", 2);
   }
+  if (!run) return fail("nothing to do (see --help)", 2);
+  return std::nullopt;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  porthole::app::Run run;
+  if (std::optional<int> status = understand(argc, argv, run)) return *status;
   try {
-    return run ? run() : fail("nothing to do (see --help)", 2);
+    return run();
   } catch (const porthole::app::CommandError& e) {
     return fail(e.what(), e.status());
   } catch (const std::exception& e) {

@@ -45,7 +45,7 @@ std::int64_t modified_ns(const struct stat& s) { return s.st_mtim.tv_sec * 1'000
 
 Library::Library(std::vector<std::string> folders, std::string cache_dir, LogLine log)
     : cache_dir_(std::move(cache_dir)), log_(std::move(log)), catalog_(std::make_shared<Catalog>()) {
-  silence_ffmpeg();
+  need_ffmpeg();
   for (const std::string& folder : folders) {
     std::error_code error;
     fs::path canonical = fs::canonical(folder, error);

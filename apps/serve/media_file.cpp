@@ -1,16 +1,10 @@
 #include "serve/media_file.h"
 
-extern "C" {
-#include <libavcodec/avcodec.h>
-#include <libavformat/avformat.h>
-#include <libavutil/imgutils.h>
-#include <libswscale/swscale.h>
-}
-
 #include <algorithm>
 #include <array>
 #include <memory>
 
+#include "serve/ffmpeg.h"
 #include "serve/limits.h"
 #include "session/limits.h"
 #include "session/names.h"
@@ -22,18 +16,18 @@ using std::chrono::milliseconds;
 using Clock = std::chrono::steady_clock;
 
 struct Free {
-  void operator()(AVFormatContext* f) const { avformat_close_input(&f); }
-  void operator()(AVCodecContext* c) const { avcodec_free_context(&c); }
-  void operator()(AVPacket* p) const { av_packet_free(&p); }
-  void operator()(AVFrame* f) const { av_frame_free(&f); }
-  void operator()(SwsContext* s) const { sws_freeContext(s); }
+  void operator()(AVFormatContext* f) const { ffmpeg().avformat_close_input(&f); }
+  void operator()(AVCodecContext* c) const { ffmpeg().avcodec_free_context(&c); }
+  void operator()(AVPacket* p) const { ffmpeg().av_packet_free(&p); }
+  void operator()(AVFrame* f) const { ffmpeg().av_frame_free(&f); }
+  void operator()(SwsContext* s) const { ffmpeg().sws_freeContext(s); }
 };
 template <class T>
 using Owned = std::unique_ptr<T, Free>;
 
 std::string reason(int code) {
   char text[AV_ERROR_MAX_STRING_SIZE] = "";
-  av_strerror(code, text, sizeof text);
+  ffmpeg().av_strerror(code, text, sizeof text);
   return text;
 }
 
@@ -41,7 +35,7 @@ std::string reason(int code) {
 class Input {
  public:
   Input(const std::string& path, milliseconds time_max) : deadline_(Clock::now() + time_max) {
-    AVFormatContext* raw = avformat_alloc_context();
+    AVFormatContext* raw = ffmpeg().avformat_alloc_context();
     if (!raw) {
       error = "not enough memory";
       return;
@@ -49,17 +43,17 @@ class Input {
     raw->interrupt_callback.callback = [](void* self) { return static_cast<Input*>(self)->late() ? 1 : 0; };
     raw->interrupt_callback.opaque = this;
     AVDictionary* options = nullptr;
-    av_dict_set(&options, "protocol_whitelist", "file", 0);
-    av_dict_set(&options, "format_whitelist",
+    ffmpeg().av_dict_set(&options, "protocol_whitelist", "file", 0);
+    ffmpeg().av_dict_set(&options, "format_whitelist",
                 "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,mp3,flac,ogg,wav,aac,asf,flv", 0);
-    int code = avformat_open_input(&raw, ("file:" + path).c_str(), nullptr, &options);  // frees `raw` on failure
-    av_dict_free(&options);
+    int code = ffmpeg().avformat_open_input(&raw, ("file:" + path).c_str(), nullptr, &options);  // frees `raw` on failure
+    ffmpeg().av_dict_free(&options);
     if (code < 0) {
       error = reason(code);
       return;
     }
     format.reset(raw);
-    code = avformat_find_stream_info(raw, nullptr);
+    code = ffmpeg().avformat_find_stream_info(raw, nullptr);
     if (code < 0) error = reason(code);
   }
   Input(const Input&) = delete;
@@ -87,19 +81,20 @@ std::string encode_jpeg(const AVFrame* from) {
   int height = std::max<int>(2, static_cast<int>(static_cast<std::int64_t>(from->height) * width / from->width) & ~1);
   width = std::max(2, width & ~1);
   if (height > 4 * kPosterWidth) return {};
-  Owned<SwsContext> scale(sws_getContext(from->width, from->height, static_cast<AVPixelFormat>(from->format), width, height,
-                                         AV_PIX_FMT_YUVJ420P, SWS_BICUBIC, nullptr, nullptr, nullptr));
-  const AVCodec* codec = avcodec_find_encoder(AV_CODEC_ID_MJPEG);
+  Owned<SwsContext> scale(ffmpeg().sws_getContext(from->width, from->height, static_cast<AVPixelFormat>(from->format),
+                                                  width, height, AV_PIX_FMT_YUVJ420P, SWS_BICUBIC, nullptr, nullptr,
+                                                  nullptr));
+  const AVCodec* codec = ffmpeg().avcodec_find_encoder(AV_CODEC_ID_MJPEG);
   if (!scale || !codec) return {};
-  Owned<AVFrame> to(av_frame_alloc());
-  Owned<AVCodecContext> encoder(avcodec_alloc_context3(codec));
-  Owned<AVPacket> packet(av_packet_alloc());
+  Owned<AVFrame> to(ffmpeg().av_frame_alloc());
+  Owned<AVCodecContext> encoder(ffmpeg().avcodec_alloc_context3(codec));
+  Owned<AVPacket> packet(ffmpeg().av_packet_alloc());
   if (!to || !encoder || !packet) return {};
   to->format = AV_PIX_FMT_YUVJ420P;
   to->width = width;
   to->height = height;
-  if (av_frame_get_buffer(to.get(), 0) < 0) return {};
-  if (sws_scale(scale.get(), from->data, from->linesize, 0, from->height, to->data, to->linesize) <= 0) return {};
+  if (ffmpeg().av_frame_get_buffer(to.get(), 0) < 0) return {};
+  if (ffmpeg().sws_scale(scale.get(), from->data, from->linesize, 0, from->height, to->data, to->linesize) <= 0) return {};
   encoder->pix_fmt = AV_PIX_FMT_YUVJ420P;
   encoder->width = width;
   encoder->height = height;
@@ -108,8 +103,9 @@ std::string encode_jpeg(const AVFrame* from) {
   encoder->global_quality = FF_QP2LAMBDA * 4;
   to->quality = encoder->global_quality;
   to->pts = 0;
-  if (avcodec_open2(encoder.get(), codec, nullptr) < 0 || avcodec_send_frame(encoder.get(), to.get()) < 0 ||
-      avcodec_receive_packet(encoder.get(), packet.get()) < 0)
+  if (ffmpeg().avcodec_open2(encoder.get(), codec, nullptr) < 0 ||
+      ffmpeg().avcodec_send_frame(encoder.get(), to.get()) < 0 ||
+      ffmpeg().avcodec_receive_packet(encoder.get(), packet.get()) < 0)
     return {};
   return std::string(reinterpret_cast<const char*>(packet->data), static_cast<std::size_t>(packet->size));
 }
@@ -117,29 +113,29 @@ std::string encode_jpeg(const AVFrame* from) {
 // The first picture at or after a tenth of the film.
 std::string frame_as_jpeg(Input& input, const AVStream* video) {
   AVFormatContext* f = input.format.get();
-  const AVCodec* codec = avcodec_find_decoder(video->codecpar->codec_id);
+  const AVCodec* codec = ffmpeg().avcodec_find_decoder(video->codecpar->codec_id);
   if (!codec) return {};
-  Owned<AVCodecContext> decoder(avcodec_alloc_context3(codec));
-  if (!decoder || avcodec_parameters_to_context(decoder.get(), video->codecpar) < 0) return {};
+  Owned<AVCodecContext> decoder(ffmpeg().avcodec_alloc_context3(codec));
+  if (!decoder || ffmpeg().avcodec_parameters_to_context(decoder.get(), video->codecpar) < 0) return {};
   decoder->thread_count = 1;
   decoder->max_pixels = kPosterSourcePixelsMax;
-  if (avcodec_open2(decoder.get(), codec, nullptr) < 0) return {};
-  if (f->duration > 0 && av_seek_frame(f, -1, f->duration / 10, AVSEEK_FLAG_BACKWARD) < 0)
-    av_seek_frame(f, -1, 0, AVSEEK_FLAG_BACKWARD);
-  Owned<AVPacket> packet(av_packet_alloc());
-  Owned<AVFrame> frame(av_frame_alloc());
+  if (ffmpeg().avcodec_open2(decoder.get(), codec, nullptr) < 0) return {};
+  if (f->duration > 0 && ffmpeg().av_seek_frame(f, -1, f->duration / 10, AVSEEK_FLAG_BACKWARD) < 0)
+    ffmpeg().av_seek_frame(f, -1, 0, AVSEEK_FLAG_BACKWARD);
+  Owned<AVPacket> packet(ffmpeg().av_packet_alloc());
+  Owned<AVFrame> frame(ffmpeg().av_frame_alloc());
   if (!packet || !frame) return {};
   bool ended = false;
   while (!ended && !input.late()) {
-    ended = av_read_frame(f, packet.get()) < 0;
+    ended = ffmpeg().av_read_frame(f, packet.get()) < 0;
     if (!ended && packet->stream_index != video->index) {
-      av_packet_unref(packet.get());
+      ffmpeg().av_packet_unref(packet.get());
       continue;
     }
     // A packet that does not decode is skipped: the next key frame may.
-    avcodec_send_packet(decoder.get(), ended ? nullptr : packet.get());
-    if (!ended) av_packet_unref(packet.get());
-    if (avcodec_receive_frame(decoder.get(), frame.get()) == 0 && frame->width > 0 && frame->height > 0)
+    ffmpeg().avcodec_send_packet(decoder.get(), ended ? nullptr : packet.get());
+    if (!ended) ffmpeg().av_packet_unref(packet.get());
+    if (ffmpeg().avcodec_receive_frame(decoder.get(), frame.get()) == 0 && frame->width > 0 && frame->height > 0)
       return encode_jpeg(frame.get());
   }
   return {};
@@ -157,7 +153,7 @@ std::string lower_extension(const std::string& path) {
 
 }  // namespace
 
-void silence_ffmpeg() { av_log_set_level(AV_LOG_QUIET); }
+void need_ffmpeg() { ffmpeg(); }
 
 std::string media_content_type(const std::string& path) {
   static constexpr std::array<std::pair<std::string_view, std::string_view>, 24> kTypes{{
@@ -184,7 +180,7 @@ MediaFacts probe_media(const std::string& path, milliseconds time_max) {
   }
   const AVFormatContext* f = input.format.get();
   if (f->duration > 0) out.duration_ms = static_cast<std::uint64_t>(f->duration / (AV_TIME_BASE / 1000));
-  if (const AVDictionaryEntry* title = av_dict_get(f->metadata, "title", nullptr, 0))
+  if (const AVDictionaryEntry* title = ffmpeg().av_dict_get(f->metadata, "title", nullptr, 0))
     out.title = session::clean_text(title->value, 256);
   bool any = false;
   for (unsigned i = 0; i < f->nb_streams; ++i) {
@@ -192,12 +188,12 @@ MediaFacts probe_media(const std::string& path, milliseconds time_max) {
     if (is_cover(f->streams[i])) {
       out.has_poster = true;
     } else if (p->codec_type == AVMEDIA_TYPE_VIDEO && out.video_codec.empty()) {
-      out.video_codec = avcodec_get_name(p->codec_id);
+      out.video_codec = ffmpeg().avcodec_get_name(p->codec_id);
       out.width = static_cast<std::uint32_t>(std::max(p->width, 0));
       out.height = static_cast<std::uint32_t>(std::max(p->height, 0));
       out.has_poster = any = true;
     } else if (p->codec_type == AVMEDIA_TYPE_AUDIO && out.audio_codec.empty()) {
-      out.audio_codec = avcodec_get_name(p->codec_id);
+      out.audio_codec = ffmpeg().avcodec_get_name(p->codec_id);
       any = true;
     }
   }

@@ -30,7 +30,7 @@ Picture make_poster(const std::string& path, std::chrono::milliseconds time_max)
 // By the file's name; empty: not a media file.
 std::string media_content_type(const std::string& path);
 
-// FFmpeg writes to stderr by itself; silenced once per process.
-void silence_ffmpeg();
+// Throws app::CommandError where FFmpeg is not installed. The functions above do so themselves.
+void need_ffmpeg();
 
 }  // namespace porthole::serve

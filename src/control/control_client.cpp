@@ -154,6 +154,7 @@ struct ControlClient::Impl {
   std::optional<Call> lite_call;
   std::set<H2StreamId> c2n_calls;
   bool session_was_ready = false;
+  std::optional<Instant> steady_from;  // a connection that brought the map and is lost later than this returns at once
 
   std::string followup_url;         // the login a person is asked to make; empty: none
   bool wants_logout = false;
@@ -278,6 +279,7 @@ struct ControlClient::Impl {
     if (!session) return;
     close_stream(session->id());
     session.reset();
+    steady_from.reset();
     register_call.reset();
     if (map_call) end_map_call();
     lite_call.reset();
@@ -298,6 +300,7 @@ struct ControlClient::Impl {
 
   void drop_session(Clock clock, const Error& why) {
     const bool handshake = session && session->failed_in_handshake();
+    if (steady_from && clock.now >= *steady_from) connect_backoff.reset();
     end_session();
     if (handshake) key_verified = false;  // perhaps the server has another key now
     notice(clock.now, from_server(why));
@@ -658,7 +661,7 @@ struct ControlClient::Impl {
       map_call->got_map = true;
       not_found = 0;
       node_gone = false;
-      connect_backoff.reset();
+      if (!steady_from) steady_from = clock.now + kSteadyAfter;
     }
     const bool health = change.health && !(change.full && netmap.health().empty() && netmap.display_messages().empty());
     events.push_back(NetmapChanged{std::move(change)});

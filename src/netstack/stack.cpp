@@ -37,13 +37,12 @@ Error error_for(SocketEventKind kind, ErrorCode code, const Endpoint& remote) {
 
 Stack::Impl::Impl(const StackConfig& c, Rng& r)
     : TcpHost(c, r), sequence_key_(crypto::SipKey::generate(r)), timestamp_key_(crypto::SipKey::generate(r)),
-      label_key_(crypto::SipKey::generate(r)), port_key_(crypto::SipKey::generate(r)),
+      label_key_(crypto::SipKey::generate(r)),
       flows_(16, FlowHash{r.u64(), r.u64()}) {
   config.mtu = std::clamp(config.mtu, kMinIpv6Mtu, 9000);
   config.receive_buffer_max = std::min(config.receive_buffer_max, kReceiveBufferLimit - 65536);
   housekeeping_.kind = TimerNode::Kind::kHousekeeping;
   fragment_id_ = r.u32();
-  port_counter_ = r.u32();
   scratch_.resize(static_cast<std::size_t>(config.mtu));
 }
 
@@ -303,14 +302,13 @@ Result<SocketId> Stack::Impl::connect(Instant now, const Endpoint& to, const Con
     if (flows_.contains(flow))
       return Error{ErrorCode::kAlreadyExists, "port " + std::to_string(port) + " is in use for " + to.to_string()};
   } else {
-    // RFC 6056 3.3.3: a counter from a place that depends on the destination.
-    std::uint8_t bytes[18];
-    std::memcpy(bytes, to.address.mapped().data(), 16);
-    store_le(bytes + 16, to.port);
-    std::uint32_t offset = static_cast<std::uint32_t>(crypto::siphash24(port_key_, bytes));
+    // Upwards and not slower than the clock, so that no peer sees a port again, not from the next run of this node either,
+    // while it keeps TIME-WAIT: gVisor's TCP, as Tailscale has it, then ignores the SYN for a minute. RFC 6056 hides ports
+    // from attackers off the path, of whom a tunnel has none.
     constexpr std::uint32_t kRange = kEphemeralLast - kEphemeralFirst + 1;
+    port_counter_ = std::max(port_counter_, static_cast<std::uint64_t>(now.ns() / kEphemeralEvery.count()));
     for (int i = 0; i < kEphemeralTries && port == 0; ++i) {
-      std::uint16_t candidate = static_cast<std::uint16_t>(kEphemeralFirst + (offset + port_counter_++) % kRange);
+      std::uint16_t candidate = static_cast<std::uint16_t>(kEphemeralFirst + port_counter_++ % kRange);
       flow = FlowKey::of(*from, candidate, to.address, to.port);
       if (!flows_.contains(flow) && !listeners_by_port_.contains(candidate)) port = candidate;
     }

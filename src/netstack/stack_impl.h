@@ -189,7 +189,7 @@ class Stack::Impl final : public TcpHost {
   bool flush_egress(PacketSink& sink);
 
   std::vector<IpAddress> addresses_;
-  crypto::SipKey sequence_key_, timestamp_key_, label_key_, port_key_;
+  crypto::SipKey sequence_key_, timestamp_key_, label_key_;
   std::vector<Slot> slots_;
   std::vector<std::uint32_t> free_slots_;
   std::uint64_t next_serial_ = 1;
@@ -205,7 +205,7 @@ class Stack::Impl final : public TcpHost {
   };
   Ring<WaitEntry> wait_order_;
   std::uint64_t wait_serial_ = 0;
-  std::uint32_t port_counter_ = 0;
+  std::uint64_t port_counter_ = 0;
   std::uint32_t fragment_id_ = 0;
 
   Reassembly reassembly_;

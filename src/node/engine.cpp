@@ -83,7 +83,8 @@ Engine::Engine(EngineConfig config, crypto::MachinePrivate machine_key, crypto::
   tunnel_ = std::make_unique<wg::Tunnel>(static_cast<wg::Host&>(*this), rng);
   tunnel_->set_last_stamp(last_stamp);
   paths_ = std::make_unique<paths::Paths>(*paths_sink_, rng, log);
-  derp_ = std::make_unique<derp::DerpClient>(derp::DerpClientConfig{kRelayStreamFirst, false}, static_cast<derp::DerpHost&>(*this), rng, log);
+  derp_ = std::make_unique<derp::DerpClient>(derp::DerpClientConfig{kRelayStreamFirst, config_.plain_relays}, static_cast<derp::DerpHost&>(*this), rng, log);
+  latencies_ = std::make_unique<derp::LatencyProbe>(kLatencyStreamFirst, config_.plain_relays);
   stack_ = std::make_unique<netstack::Stack>(config_.stack, rng);
   paths_->set_mode(clock.now, {config_.relay_only, config_.udp_enabled, config_.fixed_port});
 }
@@ -94,9 +95,8 @@ Engine::~Engine() = default;
 
 void Engine::start(Clock clock) {
   clock_ = clock;
-  disco_ = crypto::DiscoPrivate::generate(rng_);
-  paths_->set_keys(clock.now, disco_, control_->node_key().public_key());
-  control_->set_disco_key(clock, disco_.public_key());
+  paths_->set_keys(clock.now, config_.disco_key, control_->node_key().public_key());
+  control_->set_disco_key(clock, config_.disco_key.public_key());
   set_state(NodeState::kStarting);
   restored_ = control_->restore_map(clock, as_bytes(config_.saved_map));
   config_.saved_map = {};
@@ -211,6 +211,8 @@ void Engine::relay_packet(Instant, int region, const NodePublic& source, MutByte
   tunnel_->handle_relayed(clock_, region, source, data);
 }
 
+void Engine::relay_heard(Instant, int region) { paths_->note_relay_heard(clock_.now, region); }
+
 void Engine::handle_send_error(Clock clock, const Endpoint& destination, paths::SendErrorKind kind) {
   clock_ = clock;
   paths_->handle_send_error(clock.now, destination, kind);
@@ -218,42 +220,52 @@ void Engine::handle_send_error(Clock clock, const Endpoint& destination, paths::
 
 std::optional<StreamAction> Engine::poll_action() {
   if (auto a = control_->poll_action()) return a;
-  return derp_->poll_action();
+  if (auto a = derp_->poll_action()) return a;
+  return latencies_->poll_action();
 }
 
 void Engine::stream_opened(Clock clock, StreamId id, const StreamInfo& info) {
   clock_ = clock;
   if (id < kRelayStreamFirst)
     control_->stream_opened(clock, id, info);
-  else
+  else if (id < kLatencyStreamFirst)
     derp_->stream_opened(clock.now, id, info);
+  else
+    latencies_->stream_opened(clock.now, id, info);
 }
 void Engine::stream_failed(Clock clock, StreamId id, const Error& error) {
   clock_ = clock;
   if (id < kRelayStreamFirst)
     control_->stream_failed(clock, id, error);
-  else
+  else if (id < kLatencyStreamFirst)
     derp_->stream_failed(clock.now, id, error);
+  else
+    latencies_->stream_failed(clock.now, id);
 }
 void Engine::stream_closed(Clock clock, StreamId id, const std::optional<Error>& error) {
   clock_ = clock;
   if (id < kRelayStreamFirst)
     control_->stream_closed(clock, id, error);
-  else
+  else if (id < kLatencyStreamFirst)
     derp_->stream_closed(clock.now, id, error ? &*error : nullptr);
+  else
+    latencies_->stream_closed(clock.now, id);
 }
 Result<std::size_t> Engine::consume(Clock clock, StreamId id, MutBytes bytes) {
   clock_ = clock;
   if (id < kRelayStreamFirst) return control_->consume(clock, id, bytes);
-  return derp_->consume(clock.now, id, bytes);
+  if (id < kLatencyStreamFirst) return derp_->consume(clock.now, id, bytes);
+  return latencies_->consume(clock.now, id, bytes);
 }
 std::size_t Engine::produce(Clock clock, StreamId id, MutBytes out) {
   clock_ = clock;
   if (id < kRelayStreamFirst) return control_->produce(clock, id, out);
-  return derp_->produce(clock.now, id, out);
+  if (id < kLatencyStreamFirst) return derp_->produce(clock.now, id, out);
+  return latencies_->produce(clock.now, id, out);
 }
 bool Engine::has_output(StreamId id) const {
-  return id < kRelayStreamFirst ? control_->has_output(id) : derp_->has_output(id);
+  if (id < kRelayStreamFirst) return control_->has_output(id);
+  return id < kLatencyStreamFirst ? derp_->has_output(id) : latencies_->has_output(id);
 }
 
 // ---- wg::Host ----
@@ -382,6 +394,21 @@ void Engine::unanswered(const IpAddress& address) {
   tunnel_->renew_session(clock_, id);
 }
 
+void Engine::stray(const wg::Source& source) {
+  if (!stray_) stray_ = source;
+}
+
+// A peer that goes on with the session of our last run would do so for 15 s: with a handshake it has a new one at once.
+void Engine::answer_stray() {
+  if (!stray_ || clock_.now - stray_seen_ < kStrayEvery) return;
+  const wg::Source source = *std::exchange(stray_, {});
+  stray_seen_ = clock_.now;
+  std::optional<NodePublic> key;
+  if (const auto* relay = std::get_if<wg::RelaySource>(&source)) key = relay->key;
+  else key = paths_->peer_at(std::get<Endpoint>(source));
+  if (const Peer* peer = key ? by_key(*key) : nullptr) tunnel_->start_handshake(clock_, peer->tunnel);
+}
+
 void Engine::set_blocked(Peer& peer, bool blocked) {
   if (peer.blocked == blocked) return;
   peer.blocked = blocked;
@@ -434,6 +461,7 @@ void Engine::handle_timeout(Clock clock) {
   tunnel_->handle_timeout(clock);
   paths_->handle_timeout(clock.now);
   derp_->handle_timeout(clock.now);
+  latencies_->handle_timeout(clock.now);
   stack_->handle_timeout(clock.now);
   expire_tsmp_pings();
   if (slept) network_changed(clock);
@@ -458,6 +486,7 @@ void Engine::handle_timeout(Clock clock) {
 Deadline Engine::next_timeout() const {
   Deadline d = sooner(sooner(control_->next_timeout(), tunnel_->next_timeout()),
                       sooner(sooner(paths_->next_timeout(), derp_->next_timeout()), stack_->next_timeout()));
+  d = sooner(d, latencies_->next_timeout());
   for (const auto& [id, hurry] : hurry_) d = sooner(d, Deadline::at(std::min(hurry.next, hurry.until)));
   if (!tsmp_pings_.empty()) d = sooner(d, Deadline::at(tsmp_pings_.front().sent + kTsmpPingTimeout));
   // Past it only an event of the control client or the relay can let this node run.
@@ -467,8 +496,10 @@ Deadline Engine::next_timeout() const {
 
 void Engine::settle(Clock clock) {
   clock_ = clock;
+  answer_stray();
   drain_control();
   drain_derp();
+  drain_latencies();
   drain_paths();
   for (wg::PeerId id : std::exchange(gone_silent_, {}))
     if (Peer* peer = by_tunnel(id); peer && peer->silent) {
@@ -512,9 +543,7 @@ void Engine::drain_control() {
           if (!running_told_) set_state(NodeState::kStarting, e->error);
           break;
         case S::kReconnecting:
-          // The netmap stays usable: the node keeps running on what it knows.
-          if (e->error) emit(NoticeEvent{*e->error});
-          break;
+          break;   // the netmap stays usable: the node keeps running on what it knows, and a ControlNotice said why
         case S::kRunning: check_running(); break;
         case S::kNeedsLogin:
           stop_data_plane();
@@ -566,7 +595,7 @@ void Engine::apply_netmap(const control::NetmapChange& change) {
     installed_key_ = key;
     tunnel_->set_private_key(clock_, control_->node_key());
     derp_->set_key(clock_.now, control_->node_key());
-    paths_->set_keys(clock_.now, disco_, key);
+    paths_->set_keys(clock_.now, config_.disco_key, key);
   }
   if (change.self && map.self()) {
     std::vector<IpAddress> own = own_addresses();
@@ -688,6 +717,7 @@ void Engine::update_relay_map() {
     for (auto& [id, region] : map.regions)
       for (ts2021::RelayNode& n : region.nodes) n.plain_http = false;
   derp_->set_map(clock_.now, map);
+  latencies_->set_map(map);
   paths::RelayMap out;
   for (const auto& [id, region] : map.regions) {
     paths::RelayRegion r;
@@ -752,6 +782,9 @@ void Engine::drain_paths() {
       if (in_use) tunnel_->start_handshake(clock_, peer.tunnel);
     } else if (auto* ping = std::get_if<paths::PingResult>(&*event)) {
       emit(PingEvent{*ping});
+    } else if (auto* measure = std::get_if<paths::MeasureRelays>(&*event)) {
+      latencies_->start(clock_.now, measure->regions);
+      drain_latencies();   // of relays that cannot even be dialled
     } else if (auto* resolve = std::get_if<paths::ResolveRequest>(&*event)) {
       emit(ResolveEvent{resolve->host});
     } else if (auto* done = std::get_if<paths::NetcheckDone>(&*event)) {
@@ -779,6 +812,11 @@ void Engine::drain_derp() {
       paths_->note_peer_gone(clock_.now, gone->region, gone->peer);
     }
   }
+}
+
+void Engine::drain_latencies() {
+  while (auto result = latencies_->poll_result())
+    paths_->relay_measured(clock_.now, result->region, result->took, result->remote.is_v6());
 }
 
 // ---- state ----

@@ -24,6 +24,7 @@
 #include "control/control_client.h"
 #include "control/packet_filter.h"
 #include "derp/derp_client.h"
+#include "derp/latency_probe.h"
 #include "netstack/stack.h"
 #include "paths/paths.h"
 #include "proxy/names.h"
@@ -36,7 +37,10 @@ struct EngineConfig {
   control::ControlConfig control;
   bool relay_only = false;
   bool udp_enabled = true;
+  // Of the last run when the UDP port is the same, so that nothing changes for peers; a new one otherwise. Not zero.
+  crypto::DiscoPrivate disco_key;
   bool fixed_port = false;             // the UDP port was configured
+  bool plain_relays = false;           // every relay without TLS, for laboratories
   // saved_map() of the last run: peers can be reached before the coordinator has answered. Damaged or foreign: ignored.
   std::string saved_map;
   netstack::StackConfig stack;
@@ -209,9 +213,11 @@ class Engine final : private wg::Host, private derp::DerpHost {
   void reply(const wg::Source& to, Bytes datagram) override;
   void deliver(wg::PeerId peer, std::span<const MutBytes> packets) override;
   void authenticated(wg::PeerId peer, const wg::Source& source) override;
+  void stray(const wg::Source& source) override;
   void session(wg::PeerId peer, wg::SessionState state) override;
   // derp::DerpHost
   void relay_packet(Instant now, int region, const NodePublic& source, MutBytes data) override;
+  void relay_heard(Instant now, int region) override;
 
   Peer* by_tunnel(wg::PeerId id);
   const Peer* by_key(const NodePublic& key) const;
@@ -223,10 +229,12 @@ class Engine final : private wg::Host, private derp::DerpHost {
   void unanswered(const IpAddress& address);
   void path_changed(const Peer& peer, netstack::PathChange kind);
   void set_blocked(Peer& peer, bool blocked);
+  void answer_stray();
 
   void drain_control();
   void drain_paths();
   void drain_derp();
+  void drain_latencies();
   void apply_netmap(const control::NetmapChange& change);
   void upsert_peer(const ts2021::Node& node, std::vector<std::string>& added);
   void remove_peer(ts2021::NodeId id, std::vector<std::string>* removed);
@@ -247,6 +255,7 @@ class Engine final : private wg::Host, private derp::DerpHost {
   std::unique_ptr<wg::Tunnel> tunnel_;
   std::unique_ptr<paths::Paths> paths_;
   std::unique_ptr<derp::DerpClient> derp_;
+  std::unique_ptr<derp::LatencyProbe> latencies_;
   std::unique_ptr<netstack::Stack> stack_;
   control::PacketFilter filter_;
   proxy::NameTable names_;
@@ -257,11 +266,12 @@ class Engine final : private wg::Host, private derp::DerpHost {
   std::map<wg::PeerId, Hurry> hurry_;
   bool restored_ = false;               // the map in use is the last run's
   std::uint64_t map_version_ = 0;
+  std::optional<wg::Source> stray_;      // where a message for an unknown session came from; looked at every kStrayEvery
+  Instant stray_seen_;
   std::vector<wg::PeerId> gone_silent_;  // to tell the netstack of, outside the tunnel's calls
   std::set<NodePublic> probes_;          // PeerReadyEvent wanted
   std::vector<TsmpPing> tsmp_pings_;     // oldest first
   std::vector<MutBytes> accepted_;       // scratch of deliver()
-  crypto::DiscoPrivate disco_;           // new at every start, never stored
   bool plain_control_ = false;           // the coordinator is reached over http://
   NodePublic installed_key_;             // node key that tunnel, paths and relays run with
   NodeState state_ = NodeState::kStopped;

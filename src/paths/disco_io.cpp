@@ -240,9 +240,14 @@ void Paths::note_authenticated_relay(Instant now, const NodePublic& key, int reg
 }
 
 std::optional<NodePublic> Paths::peer_at(const Endpoint& source) const {
-  auto it = impl_->by_source.find(source);
-  if (it == impl_->by_source.end()) return std::nullopt;
-  return impl_->slots[it->second]->key;
+  if (auto it = impl_->by_source.find(source); it != impl_->by_source.end()) return impl_->slots[it->second]->key;
+  std::optional<NodePublic> found;
+  for (const auto& p : impl_->slots) {
+    if (!p || !p->find_candidate(source)) continue;
+    if (found) return std::nullopt;   // two of them may be there
+    found = p->key;
+  }
+  return found;
 }
 
 // ---- pings for a person ----

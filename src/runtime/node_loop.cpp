@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <boost/json.hpp>
+#include <cstdlib>
 
 #include "runtime/sockaddr.h"
 #include "runtime/tcp_accept.h"
@@ -67,7 +68,10 @@ Status NodeRuntime::Loop::open() {
   config.control.expect_registered = persistent_.registered;
   // Worth a slow first contact when damaged, not an error.
   if (auto map = read_file(dir_.file(kMapFile), kMapBytesMax); map && *map) config.saved_map = std::move(**map);
+  config.disco_key = persistent_.disco_key.duplicate();
   config.relay_only = options_.relay_only;
+  // A switch for laboratories, as Tailscale's clients have one: not among the options, so that nobody chooses it for a tailnet.
+  config.plain_relays = std::getenv("PORTHOLE_PLAIN_RELAYS") != nullptr;
   config.fixed_port = options_.udp_port != 0;
   engine_ = std::make_unique<node::Engine>(std::move(config), persistent_.machine_key.duplicate(),
                                            persistent_.node_key.duplicate(), persistent_.last_tai64n,
@@ -110,6 +114,10 @@ Status NodeRuntime::Loop::open_sockets() {
     break;
   }
   if (!udp4_) return *error;
+  // With the same key on the same port peers go on as if nothing had happened. On another port it would hold them to the
+  // old one for as long as they trust it.
+  if (!engine_ && (persistent_.disco_key.is_zero() || udp4_->port() != persistent_.udp_port))
+    persistent_.disco_key = crypto::DiscoPrivate::generate(rng_);
   persistent_.udp_port = udp4_->port();
   for (std::uint16_t port : {udp4_->port(), std::uint16_t{0}}) {
     auto v6 = UdpSocket::open(loop_, true, port, {}, udp_buffers_, *this, on_error);

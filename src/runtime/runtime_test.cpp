@@ -109,6 +109,7 @@ TEST(StateStore, RoundTrip) {
   NodeState s;
   s.machine_key = crypto::MachinePrivate::generate(rng);
   s.node_key = crypto::NodePrivate::generate(rng);
+  s.disco_key = crypto::DiscoPrivate::generate(rng);
   s.control_url = "https://t.example";
   s.hostname = "alpha";
   s.registered = true;
@@ -121,6 +122,7 @@ TEST(StateStore, RoundTrip) {
   ASSERT_TRUE(back->has_value());
   EXPECT_EQ((*back)->machine_key.public_key(), s.machine_key.public_key());
   EXPECT_EQ((*back)->node_key.public_key(), s.node_key.public_key());
+  EXPECT_EQ((*back)->disco_key.public_key(), s.disco_key.public_key());
   EXPECT_EQ((*back)->control_url, s.control_url);
   EXPECT_EQ((*back)->udp_port, 41641);
   EXPECT_EQ((*back)->last_tai64n, s.last_tai64n);

@@ -51,6 +51,10 @@ Result<std::optional<NodeState>> StateStore::load() const {
     s.node_key = std::move(*key);
     crypto::wipe(MutBytes(reinterpret_cast<std::uint8_t*>(node.data()), node.size()));
   }
+  if (std::string disco = text(o, "disco_key"); !disco.empty()) {
+    if (auto key = crypto::DiscoPrivate::parse(disco)) s.disco_key = std::move(*key);
+    crypto::wipe(MutBytes(reinterpret_cast<std::uint8_t*>(disco.data()), disco.size()));
+  }
   s.control_url = text(o, "control_url");
   if (auto k = MachinePublic::parse(text(o, "control_key"))) s.control_key = *k;
   s.hostname = text(o, "hostname");
@@ -74,6 +78,7 @@ Status StateStore::save(const NodeState& s) const {
   o["version"] = kVersion;
   o["machine_key"] = s.machine_key.to_text().reveal();
   if (!s.node_key.is_zero()) o["node_key"] = s.node_key.to_text().reveal();
+  if (!s.disco_key.is_zero()) o["disco_key"] = s.disco_key.to_text().reveal();
   o["control_url"] = s.control_url;
   if (!s.control_key.is_zero()) o["control_key"] = s.control_key.to_string();
   o["hostname"] = s.hostname;

@@ -652,6 +652,7 @@ TEST(WgSession, RestartedPeerIsFoundAgain) {
   p.world.run_for(1s);
   EXPECT_EQ(p.b.delivered.size(), 1u);
   EXPECT_EQ(drops(p.b, Drop::kUnknownIndex), 1u);
+  EXPECT_EQ(p.b.strays, std::vector<Source>{p.a.endpoint});
   p.b.send(p.a, 2);  // its own initiation repairs at once
   p.world.run_for(100ms);
   EXPECT_EQ(test::packet_id(p.a.delivered.back().packet), 2u);

@@ -68,6 +68,7 @@ struct Node final : Host {
   std::vector<Delivered> delivered;
   std::vector<std::pair<PeerId, SessionState>> sessions;
   std::vector<std::pair<PeerId, Source>> authentic;
+  std::vector<Source> strays;
   std::vector<NodePublic> asked;
   std::size_t cookie_replies = 0;
   struct Sent { Instant at; ByteVector datagram; };
@@ -98,6 +99,7 @@ struct Node final : Host {
     for (MutBytes p : packets) delivered.push_back({peer, to_vector(p), clock().now});
     if (on_deliver) on_deliver(peer, packets);
   }
+  void stray(const Source& source) override { strays.push_back(source); }
   void authenticated(PeerId peer, const Source& source) override { authentic.emplace_back(peer, source); }
   void session(PeerId peer, SessionState state) override {
     sessions.emplace_back(peer, state);

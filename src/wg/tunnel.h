@@ -111,6 +111,9 @@ class Host {
   // An authentic message of this peer arrived from `source`; at most once per batch and source, before its packets are
   // delivered and before a response is transmitted. Says nothing about the path being better. Must not call back.
   virtual void authenticated(PeerId peer, const Source& source) = 0;
+  // A transport message came for a session that does not exist here: its sender may hold one that we had before a restart.
+  // Nothing of it is authentic; kUnknownIndex counts it. Must not call back.
+  virtual void stray(const Source& source) = 0;
   // State changes; kEstablished also for every new key pair, before staged packets leave, so that what is sent from
   // inside this call goes first. kNone comes when all keys were wiped (kIdleWipeTime without a new session, reset, key
   // change), also for a peer that never had a session: the moment to remove on-demand peers (afterwards, not inside).

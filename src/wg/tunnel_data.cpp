@@ -88,7 +88,10 @@ void Tunnel::Impl::handle_transport(Clock clock, const Source& source, MutBytes 
   if (group_pair_ == nullptr || group_pair_->local_index != index || group_size_ == kOpenBatchMax) {
     open_group(clock);
     const auto entry = indices_.find(index);
-    if (entry == indices_.end() || entry->second.pair == nullptr) return count_drop(Drop::kUnknownIndex);
+    if (entry == indices_.end() || entry->second.pair == nullptr) {
+      host_.stray(source);
+      return count_drop(Drop::kUnknownIndex);
+    }
     group_pair_ = entry->second.pair;
     group_peer_ = peer(entry->second.peer);
   }

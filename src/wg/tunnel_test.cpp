@@ -229,6 +229,7 @@ struct RunHost final : Host {
   void reply(const Source&, Bytes) override {}
   void deliver(PeerId, std::span<const MutBytes>) override {}
   void authenticated(PeerId, const Source&) override {}
+  void stray(const Source&) override {}
   void session(PeerId, SessionState) override {}
   ByteVector last;
 };

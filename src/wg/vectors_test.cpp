@@ -161,6 +161,7 @@ struct ScriptHost final : Host {
     for (MutBytes b : p) packets.push_back(to_vector(b));
   }
   void authenticated(PeerId, const Source&) override {}
+  void stray(const Source&) override {}
   void session(PeerId, SessionState s) override { states.push_back(s); }
 };
 

@@ -187,10 +187,6 @@ def first_bytes(kind, times):
         for i in range(times):
             for o in others:
                 film.stop()
-                # Restarted twenty times a second, Go nodes (1.102) often stop answering for 20 s and longer: the disco key that the
-                # handshake told and older ones that the coordinator still announces chase each other there. With this pause it
-                # is rare, not gone; then the case fails.
-                time.sleep(0.3)
                 film.start(wait=False)
                 check(film.ask(o.v4) == o.name, f"{o.name} answers something else")
                 took[o.name].append(time.monotonic() - film.started)

@@ -204,6 +204,7 @@ class WireGuardCarrier final : public Carrier, public PacketSink, public wg::Hos
     remote_ = from;  // roaming as plain WireGuard does it
     Line("roamed").add("to", remote_.to_string());
   }
+  void stray(const wg::Source&) override {}
   void session(wg::PeerId, wg::SessionState state) override {
     Line("session").add("state", static_cast<std::uint64_t>(state));
   }
