@@ -424,7 +424,10 @@ struct ControlClient::Impl {
     connect_backoff.reset();
     if (!answer.error.empty()) {
       const ErrorCode code = config.auth_key.empty() ? ErrorCode::kRefused : ErrorCode::kUnauthorized;
-      const char* what = node_gone ? "this node was removed there, and its key is refused: " : "it refused this node: ";
+      const bool in_place_of_another = fresh_key && !registered_key.is_zero();
+      const char* what = node_gone             ? "this node was removed there, and its key is refused: "
+                         : in_place_of_another ? "this node's login has ended there, and its key is refused: "
+                                               : "it refused this node: ";
       return refuse_login(from_server({code, what + printable_line(answer.error)}));
     }
     if (!answer.node_key_signature.empty()) {

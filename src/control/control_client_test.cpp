@@ -723,6 +723,25 @@ TEST_F(ControlClientTest, ExpiryRotatesTheNodeKey) {
   EXPECT_NE(std::find(states.begin(), states.end(), ControlState::kExpired), states.end());
 }
 
+TEST_F(ControlClientTest, ExpiredAndItsKeyIsSpent) {
+  start(config());
+  on_register = [](const RegisterRequest&) {
+    RegisterResponse answer;
+    answer.error = "authkey already used";
+    return answer;
+  };
+  MapResponse expired;
+  expired.node = self_node;
+  expired.node->key = registers[0].node_key;
+  expired.node->key_expiry = WallTime::from_unix_s(1);
+  send_map(expired);
+  run();
+  EXPECT_EQ(client->state(), ControlState::kNeedsLogin);
+  const std::string why = state_error();
+  EXPECT_NE(why.find("this node's login has ended there, and its key is refused: authkey already used"), std::string::npos) << why;
+  EXPECT_FALSE(client->netmap().has_map());
+}
+
 TEST_F(ControlClientTest, KeyExpiryByTheClock) {
   self_node.key_expiry = clock.wall + std::chrono::hours(3);
   peers[0].key_expiry = clock.wall + std::chrono::hours(2);

@@ -139,8 +139,8 @@ class Member:
     def v6(self):
         return next(a for a in self.ips if ":" in a)
 
-    def connect(self, host, port=BLOBS, seconds=20):
-        """A connection over the tailnet, through this member's SOCKS5 proxy; ConnectionError when it says no."""
+    def _socks(self, command, host, port, seconds):
+        """A request to this member's SOCKS5 proxy: its connection, and the (address, port) of the answer; ConnectionError when it says no."""
         address, proxy_port, user, password = self.socks
         with inside(self.space):
             s = socket.create_connection((address, proxy_port), timeout=seconds)
@@ -155,13 +155,25 @@ class Member:
             to = (b"\x04" if ":" in host else b"\x01") + literal
         except OSError:
             to = b"\x03" + bytes([len(host)]) + host.encode()
-        s.sendall(b"\x05\x01\x00" + to + port.to_bytes(2, "big"))
+        s.sendall(bytes([5, command, 0]) + to + port.to_bytes(2, "big"))
         head = exactly(s, 4)
-        exactly(s, 6 if head[3] == 1 else 18 if head[3] == 4 else exactly(s, 1)[0] + 2)
+        bound = exactly(s, 6 if head[3] == 1 else 18 if head[3] == 4 else exactly(s, 1)[0] + 2)
         if head[1] != 0:
             s.close()
             raise ConnectionError(f"{self.name}: the proxy answers {head[1]} for {host}:{port}")
-        return s
+        return s, (socket.inet_ntop(socket.AF_INET, bound[:4]) if head[3] == 1 else "", int.from_bytes(bound[-2:], "big"))
+
+    def connect(self, host, port=BLOBS, seconds=20):
+        """A connection over the tailnet, through this member's SOCKS5 proxy; ConnectionError when it says no."""
+        return self._socks(1, host, port, seconds)[0]
+
+    def datagrams(self, host, port=ECHO_UDP):
+        """Something with send, recv, fileno and close that exchanges datagrams with host:port through this member's proxy (Go's have UDP)."""
+        control, relay = self._socks(3, "0.0.0.0", 0, 20)
+        with inside(self.space):
+            s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        s.connect(relay)
+        return ProxiedDatagrams(control, s, host, port)
 
     def ask(self, host, line="WHO", port=BLOBS, seconds=20):
         s = self.connect(host, port, seconds)
@@ -194,6 +206,30 @@ class Member:
 
     def close(self):
         self.blobs.close()
+
+
+class ProxiedDatagrams:
+    """RFC 1928, UDP ASSOCIATE."""
+
+    def __init__(self, control, s, host, port):
+        self.control, self.s = control, s
+        six = ":" in host
+        self.head = b"\0\0\0" + (b"\x04" if six else b"\x01") + socket.inet_pton(socket.AF_INET6 if six else socket.AF_INET, host) + port.to_bytes(2, "big")
+
+    def fileno(self):
+        return self.s.fileno()
+
+    def send(self, data):
+        self.s.send(self.head + data)
+
+    def recv(self, size):
+        packet = self.s.recv(size + len(self.head))
+        check(packet[:len(self.head)] == self.head, f"a datagram from elsewhere: {packet[:len(self.head)].hex()}")
+        return packet[len(self.head):]
+
+    def close(self):
+        self.s.close()
+        self.control.close()
 
 
 class Ours(Member):
