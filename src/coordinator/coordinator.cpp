@@ -157,6 +157,12 @@ void Coordinator::fire(Clock clock, const Timer& timer) {
         arm_save(clock);
       }
       break;
+    case TimerKind::kReveal:
+      if (Member* m = directory_.find(timer.id); m && m->held_back) {
+        m->held_back = false;
+        node_changed(clock, *m, kNodeChanged);
+      }
+      break;
     case TimerKind::kSession: {
       auto id = static_cast<SessionId>(timer.id);
       Session* s = find(id);
@@ -517,12 +523,25 @@ void Coordinator::node_added(Clock clock, Member& member) {
   arm_expiry(clock, member);
   // Until its first poll an ephemeral node counts as gone silent.
   if (member.record.ephemeral) set_timer(TimerKind::kEphemeral, member.record.id, clock.now + kEphemeralTimeout);
+  if (member.record.home_relay == 0) {
+    // Whoever dialled it now would send into the void, and try again after WireGuard's 5 s.
+    member.held_back = true;
+    set_timer(TimerKind::kReveal, member.record.id, clock.now + kHoldBack);
+    return;
+  }
   pending_[member.record.account].changes[member.record.id] |= kNodeChanged;
   note_change(clock, member.record.account);
 }
 
 void Coordinator::node_changed(Clock clock, Member& member, NodeChanges changes) {
   if (changes & kNodeChanged) arm_expiry(clock, member);
+  if (member.held_back && member.record.home_relay != 0) {
+    cancel_timer(TimerKind::kReveal, member.record.id);
+    member.held_back = false;
+    changes |= kNodeChanged;
+  }
+  if (member.held_back) changes &= kSelfChanged;
+  if (changes == 0) return;
   pending_[member.record.account].changes[member.record.id] |= changes;
   note_change(clock, member.record.account);
 }
@@ -534,7 +553,7 @@ void Coordinator::node_removed(Clock clock, const NodeRecord& record) {
     if (send(clock, record.id, it->second, message)) find(session)->told_void = true;
   }
   drop_stream(clock, record.id, false);
-  for (TimerKind kind : {TimerKind::kOffline, TimerKind::kEphemeral, TimerKind::kExpiry}) cancel_timer(kind, record.id);
+  for (TimerKind kind : {TimerKind::kOffline, TimerKind::kEphemeral, TimerKind::kExpiry, TimerKind::kReveal}) cancel_timer(kind, record.id);
   Pending& p = pending_[record.account];
   p.changes.erase(record.id);
   p.removed.push_back(record.id);

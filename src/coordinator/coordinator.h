@@ -125,7 +125,7 @@ class Coordinator final : public Admission, private DirectoryListener {
     Instant last_flush;
     bool scheduled = false;
   };
-  enum class TimerKind { kFlush, kKeepAlive, kOffline, kEphemeral, kExpiry, kSession, kSave, kPendingLogins };
+  enum class TimerKind { kFlush, kKeepAlive, kOffline, kEphemeral, kExpiry, kReveal, kSession, kSave, kPendingLogins };
   struct Timer {
     Instant at;
     TimerKind kind;

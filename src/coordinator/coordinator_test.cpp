@@ -33,6 +33,7 @@ std::unique_ptr<Client> joined(World& world, const std::string& account, const s
   if (polls) {
     c->poll();
     EXPECT_TRUE(c->polling());
+    c->report_home(900);
   }
   return c;
 }
@@ -94,6 +95,44 @@ TEST(Coordinator, AccountsDoNotSeeEachOther) {
   EXPECT_EQ(a2->peers().begin()->second.endpoints.size(), 1u);
 }
 
+TEST(Coordinator, ANewNodeIsToldToItsPeersWhenTheyCanReachIt) {
+  World w;
+  w.account("smith");
+  auto a = joined(w, "smith", "a");
+  Client b(w, "b"), silent(w, "silent"), late(w, "late");
+  ASSERT_TRUE(b.connect());
+  ASSERT_EQ(b.join(w.key("smith")).error, "");
+  b.poll();
+  EXPECT_EQ(b.peer_names(), std::vector<std::string>{"a.smith.tail.example."});
+  run(w, {a.get(), &b}, 300ms);
+  EXPECT_TRUE(a->peers().empty());
+  ASSERT_TRUE(late.connect());
+  ASSERT_EQ(late.join(w.key("smith")).error, "");
+  late.poll();   // its first map does not have b either
+  EXPECT_EQ(late.peer_names(), std::vector<std::string>{"a.smith.tail.example."});
+  b.report_home(900);
+  a->pump();
+  ASSERT_EQ(a->peer_names(), std::vector<std::string>{"b.smith.tail.example."});
+  EXPECT_EQ(a->peers().begin()->second.home_derp, 900);
+  EXPECT_EQ(a->peers().begin()->second.online, true);
+  EXPECT_EQ(a->peers().begin()->second.disco_key, b.disco);
+  // One that never says how it is reached is told as well, later.
+  ASSERT_TRUE(silent.connect());
+  ASSERT_EQ(silent.join(w.key("smith")).error, "");
+  run(w, {a.get(), &b, &late}, 500ms);
+  EXPECT_EQ(a->peers().size(), 1u);
+  run(w, {a.get(), &b, &late}, 600ms);
+  EXPECT_EQ(a->peers().size(), 3u);
+  EXPECT_EQ(b.peers().size(), 3u);
+  // Removed before anybody heard of it.
+  Client gone(w, "gone");
+  ASSERT_TRUE(gone.connect());
+  ASSERT_EQ(gone.join(w.key("smith")).error, "");
+  ASSERT_TRUE(w.directory->revoke(w.clock, "smith", std::to_string(w.directory->find_by_node_key(gone.node.public_key())->record.id)).ok());
+  run(w, {a.get(), &b, &late}, 2s);
+  EXPECT_EQ(a->peers().size(), 3u);
+}
+
 TEST(Coordinator, ChangesTravelAsPatchesAndAtOnce) {
   World w;
   w.account("smith");
@@ -103,13 +142,12 @@ TEST(Coordinator, ChangesTravelAsPatchesAndAtOnce) {
   std::size_t before = b->maps.size();
   auto r = a->map_request();
   r.endpoints = {{IpAddress::v4(198, 51, 100, 1), 41641}};
-  r.hostinfo->net_info.emplace();
-  r.hostinfo->net_info->preferred_derp = 900;
+  r.hostinfo->net_info->preferred_derp = 901;
   EXPECT_EQ(a->lite(r).status, 200);
   b->pump();  // no time has passed
   ASSERT_EQ(b->maps.size(), before + 1);
   ASSERT_EQ(b->maps.back().peers_changed_patch.size(), 1u);
-  EXPECT_EQ(b->maps.back().peers_changed_patch[0].derp_region, 900);
+  EXPECT_EQ(b->maps.back().peers_changed_patch[0].derp_region, 901);
   EXPECT_TRUE(b->maps.back().peers_changed.empty());
   // The same state again is no change.
   EXPECT_EQ(a->lite(r).status, 200);
@@ -197,6 +235,7 @@ TEST(Coordinator, RevocationCutsEverything) {
   std::string text(key->key.reveal());
   EXPECT_EQ(a->join(text).error, "");
   a->poll();
+  a->report_home(900);
   auto b = joined(w, "smith", "b");
   run(w, {a.get(), b.get()}, 1s);
   NodePublic node_key = a->node.public_key();
@@ -654,6 +693,7 @@ TEST(Coordinator, LargeAccount) {
     clients.push_back(std::move(c));
     w.step(1ms);
   }
+  run(w, {}, 2s);
   for (int i : {0, 1, 519}) {
     clients[static_cast<std::size_t>(i)]->poll();
     EXPECT_EQ(clients[static_cast<std::size_t>(i)]->peers().size(), 519u);

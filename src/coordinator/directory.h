@@ -47,6 +47,7 @@ struct Member {
   NodeRecord record;
   bool connected = false; // has a map stream, or had one a moment ago
   bool online = false;    // connected, and its node key is good
+  bool held_back = false; // new, and peers cannot reach it yet: they do not hear of it (the coordinator's)
   bool dirty = false;     // soft state not written yet
   std::string peer_json;  // as peers see it; empty: stale
 

@@ -116,16 +116,15 @@ std::string MapText::full(Clock clock, Member& viewer, const ts2021::RelayMap& r
   head.debug->disable_log_tail = true;
   std::string out = ts2021::encode_map_response(head);
 
-  if (account.members.size() > 1) {
-    std::string peers = "\"Peers\":[";
-    for (auto& [id, member] : account.members) {
-      if (member == &viewer) continue;
-      if (peers.back() != '[') peers.push_back(',');
-      peers.append(peer(clock, *member));
-    }
-    peers.push_back(']');
-    append_members(out, peers);
+  std::string peers = "\"Peers\":[";
+  for (auto& [id, member] : account.members) {
+    if (member == &viewer || member->held_back) continue;
+    if (peers.back() != '[') peers.push_back(',');
+    peers.append(peer(clock, *member));
   }
+  if (peers.back() == '[') return out;
+  peers.push_back(']');
+  append_members(out, peers);
   return out;
 }
 

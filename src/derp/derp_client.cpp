@@ -58,7 +58,8 @@ std::string printable(std::string_view text) {
 Error refused_upgrade(const wire::HttpMessageParser& answer) {
   const int status = answer.head().status();
   const std::string server = printable(answer.head().header("Server").value_or(""));
-  const std::string line = printable(answer.body().substr(0, answer.body().find('\n')));
+  std::string line = printable(answer.body().substr(0, answer.body().find('\n')));
+  if (line.ends_with('.')) line.pop_back();
   std::string text = "the relay refused the upgrade with HTTP status " + std::to_string(status);
   if (!server.empty()) text += " by " + server;
   if (!line.empty() && !line.starts_with('<')) text += ": " + line;

@@ -260,7 +260,7 @@ TEST(DerpClient, HttpRefusalIsTold) {
   until_close.feed(as_bytes("HTTP/1.1 502 Bad Gateway\r\n\r\nno upstream"));
   EXPECT_EQ(until_close.client.status(1).state, RegionState::kConnecting);
   until_close.client.stream_closed(until_close.now, until_close.stream, nullptr);
-  EXPECT_NE(until_close.client.status(1).last_error->message.find("502: no upstream"), std::string::npos);
+  EXPECT_NE(until_close.client.status(1).last_error->message.find("502: no upstream; the relay behind that proxy does not run"), std::string::npos);
   Scripted endless;
   endless.open();
   endless.produce();

@@ -7,6 +7,10 @@
 // How to run it (runtime and simulator do the same): call the handle_* functions as things happen; then settle():
 // it lets packets out and must be followed by poll_action(), poll_event() and stack().poll_event() until empty, and
 // stream bytes moved with produce(). Arm one timer for next_timeout(). One thread at a time.
+//
+//   engine.cpp          commands, bytes, time, what a status shows
+//   engine_tunnel.cpp   what the tunnel asks and tells, TSMP
+//   engine_netmap.cpp   what the control client, the paths and the relays tell
 #pragma once
 
 #include <map>
@@ -57,6 +61,8 @@ enum class NodeState {
   kFailed,
 };
 std::string_view to_string(NodeState state);
+// "film" of "film.home.example".
+std::string first_label(std::string_view fqdn);
 
 struct StateEvent { NodeState state = NodeState::kStopped; std::optional<Error> error; };
 struct RunningEvent { std::vector<IpAddress> addresses; };

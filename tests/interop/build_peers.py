@@ -2,6 +2,7 @@
 a program with the tailscale crate, whose Cargo.lock pins it.
 
     folder, missing = build(say)      # folder of programs; {program: reason} of what cannot be had
+    build(say, ["tailscale"])         # only these modules; the others stay as they are
 
 The cache is $XDG_CACHE_HOME (or ~/.cache)/porthole/interop. What is built is known by the module files, our own sources and
 the compiler's version, so a change of any of them builds anew.
@@ -20,17 +21,19 @@ CACHE = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.
 # module folder -> {program: package}
 MODULES = {
     "tailscale": {"tailscale": "tailscale.com/cmd/tailscale", "tailscaled": "tailscale.com/cmd/tailscaled", "derper": "tailscale.com/cmd/derper",
-                  "derpprobe": "tailscale.com/cmd/derpprobe", "stunc": "tailscale.com/cmd/stunc", "tsnetpeer": "./tsnetpeer"},
+                  "derpprobe": "tailscale.com/cmd/derpprobe", "stunc": "tailscale.com/cmd/stunc", "tsnetpeer": "./tsnetpeer",
+                  "tsnetdial": "./tsnetdial"},
     "headscale-0.29": {"headscale-0.29": "github.com/juanfont/headscale/cmd/headscale"},
     "headscale-0.28": {"headscale-0.28": "github.com/juanfont/headscale/cmd/headscale"},
+    "crate": {"cratepeer": None},
 }
-CRATE, CRATE_PROGRAM, CRATE_COMPILER = "crate", "cratepeer", (1, 92)  # the oldest Rust that takes it
+CRATE, CRATE_COMPILER = "crate", (1, 92)  # in Rust, and the oldest that takes it
 
 
 def versions():
     """{module path: version} of the peers, as pinned."""
     out = {}
-    for module in MODULES:
+    for module in MODULES.keys() - {CRATE}:
         with open(os.path.join(HERE, module, "go.mod")) as f:
             for line in f:
                 words = line.replace("require ", "").split()
@@ -51,6 +54,16 @@ def fingerprint(module, compiler):
     return digest.hexdigest()[:16]
 
 
+def link(folder, program, target):
+    """folder/program leads to the target from now on, without a moment in between; target None: it is gone."""
+    path = os.path.join(folder, program)
+    if target:
+        os.symlink(target, f"{path}.{os.getpid()}")
+        os.replace(f"{path}.{os.getpid()}", path)
+    elif os.path.lexists(path):
+        os.unlink(path)
+
+
 def compile(argv, what, cwd, env, log_path, say):
     """Runs a compiler to its end; None, or its last word."""
     start = told = time.monotonic()
@@ -68,67 +81,54 @@ def compile(argv, what, cwd, env, log_path, say):
     return f"the build failed: {last[0] if last else 'no word why'}"
 
 
-def build_go(folder, missing, say):
-    go = shutil.which("go")
-    if not go:
-        missing.update({program: "Go is not installed" for programs in MODULES.values() for program in programs})
-        return
-    version = subprocess.run([go, "env", "GOVERSION"], stdout=subprocess.PIPE, text=True, cwd=HERE).stdout.strip()
+def compile_go(module, program, where, say):
     # Headscale 0.28 pins a fork whose checksum the public database does not have; go.sum has it.
     env = {**os.environ, "GONOSUMDB": "github.com/tailscale/*", "GOFLAGS": "-mod=readonly", "CGO_ENABLED": "0"}
-    for module, programs in MODULES.items():
-        where = os.path.join(CACHE, f"{module}-{fingerprint(module, version)}")
+    return compile(["go", "build", "-trimpath", "-ldflags=-s -w", "-o", os.path.join(where, program + ".new"), MODULES[module][program]],
+                   f"{module}: {program}", os.path.join(HERE, module), env, os.path.join(where, "build.log"), say)
+
+
+def compile_crate(module, program, where, say):
+    objects = os.path.join(where, "target")
+    trouble = compile(["cargo", "build", "--release", "--locked", "--target-dir", objects], module, os.path.join(HERE, module), os.environ,
+                      os.path.join(where, "build.log"), say)
+    if not trouble:
+        shutil.copy(os.path.join(objects, "release", program), os.path.join(where, program + ".new"))
+        shutil.rmtree(objects)
+    return trouble
+
+
+def compilers():
+    """{language: (its compiler's version, or None; why not)}"""
+    def ask(*argv):
+        found = shutil.which(argv[0])
+        return found and subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=HERE).stdout.strip()
+    go, cargo = ask("go", "env", "GOVERSION"), ask("cargo", "--version")
+    out = {"go": (go, "Go is not installed"), "rust": (cargo, "Rust is not installed")}
+    number = re.match(r"cargo (\d+)\.(\d+)", cargo or "")
+    if cargo and not (number and tuple(map(int, number.groups())) >= CRATE_COMPILER):
+        out["rust"] = (None, f"the tailscale crate needs Rust {CRATE_COMPILER[0]}.{CRATE_COMPILER[1]}, here is {cargo}")
+    return out
+
+
+def build(say=print, modules=tuple(MODULES)):
+    folder, missing = os.path.join(CACHE, "bin"), {}
+    os.makedirs(folder, exist_ok=True)
+    known = compilers()
+    for module in modules:
+        programs, language = MODULES[module], "rust" if module == CRATE else "go"
+        version, why_not = known[language]
+        where = os.path.join(CACHE, f"{module}-{fingerprint(module, version or '')}")
         wanted = [p for p in programs if not os.path.exists(os.path.join(where, p))]
-        if wanted:
+        if wanted and version:
             os.makedirs(where, exist_ok=True)
             say(f"building {module} (once; minutes from an empty cache)")
         for i, p in enumerate(wanted):
-            trouble = compile([go, "build", "-trimpath", "-ldflags=-s -w", "-o", os.path.join(where, p + ".new"), programs[p]], f"{module}: {p}",
-                              os.path.join(HERE, module), env, os.path.join(where, "build.log"), say)
+            trouble = (compile_crate if module == CRATE else compile_go)(module, p, where, say) if version else why_not
             if trouble:
                 missing.update({rest: trouble for rest in wanted[i:]})
                 break
             os.rename(os.path.join(where, p + ".new"), os.path.join(where, p))
-        offer(folder, where, programs)
-
-
-def build_crate(folder, missing, say):
-    cargo = shutil.which("cargo")
-    version = cargo and subprocess.run([cargo, "--version"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout.strip()
-    number = re.match(r"cargo (\d+)\.(\d+)", version or "")
-    if not number:
-        missing[CRATE_PROGRAM] = "Rust is not installed"
-        return
-    if tuple(map(int, number.groups())) < CRATE_COMPILER:
-        missing[CRATE_PROGRAM] = f"the tailscale crate needs Rust {CRATE_COMPILER[0]}.{CRATE_COMPILER[1]}, here is {version}"
-        return
-    where = os.path.join(CACHE, f"{CRATE}-{fingerprint(CRATE, version)}")
-    program = os.path.join(where, CRATE_PROGRAM)
-    if not os.path.exists(program):
-        os.makedirs(where, exist_ok=True)
-        say(f"building {CRATE} (once; minutes)")
-        objects = os.path.join(where, "target")
-        trouble = compile([cargo, "build", "--release", "--locked", "--target-dir", objects], CRATE, os.path.join(HERE, CRATE), os.environ,
-                          os.path.join(where, "build.log"), say)
-        if trouble:
-            missing[CRATE_PROGRAM] = trouble
-            return
-        shutil.copy(os.path.join(objects, "release", CRATE_PROGRAM), program + ".new")
-        os.rename(program + ".new", program)
-        shutil.rmtree(objects)
-    offer(folder, where, [CRATE_PROGRAM])
-
-
-def offer(folder, where, programs):
-    for p in programs:
-        if os.path.exists(os.path.join(where, p)):
-            os.symlink(os.path.join(where, p), os.path.join(folder, p))
-
-
-def build(say=print):
-    folder, missing = os.path.join(CACHE, "bin"), {}
-    shutil.rmtree(folder, ignore_errors=True)
-    os.makedirs(folder)
-    build_go(folder, missing, say)
-    build_crate(folder, missing, say)
+        for p in programs:
+            link(folder, p, None if p in missing else os.path.join(where, p))
     return folder, missing

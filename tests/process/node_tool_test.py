@@ -442,6 +442,10 @@ def test_doctor_on_what_stands_in_between():
                 checks = failed(doctor(web.url), "upgrade", "POST /ts2021", "400", server, "strips the upgrade", *words)
                 check(checks["server"]["result"] == "ok" and checks["clock"]["result"] == "ok", f"{checks}")
                 failed(doctor(web.url), "relay", "GET /derp", "426", "strips")
+        # The relay's share of the server is away, the rest is not.
+        rest = plain_proxy(remote)
+        with Web(lambda h: h.reply(502, b"Bad Gateway") if h.path.startswith("/derp") else rest(h), server="nginx/1.22.1") as web:
+            failed(doctor(web.url), "relay", "GET /derp/probe", "502", "nginx/1.22.1", "relay is down", "start the relay")
         with Web(plain_proxy(remote)) as web:
             web.clock = 3 * 86400
             _, checks, _ = doctor(web.url)
