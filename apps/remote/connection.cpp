@@ -196,7 +196,7 @@ void Connection::handle_bytes(MutBytes bytes) {
 
 void Connection::handle_request(MutBytes rest) {
   const wire::HttpHeadParser& head = parser_.head();
-  std::string_view target = head.target();
+  std::string_view target = head.path_and_query();
   std::string_view path = target.substr(0, target.find('?'));
   close_when_sent_ = !head.keep_alive();
   bool get = head.method() == "GET" || head.method() == "HEAD";

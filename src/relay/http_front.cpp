@@ -61,7 +61,8 @@ RelayHttpAnswer no_content(const wire::HttpHeadParser& request) {
 }  // namespace
 
 std::optional<RelayHttpAnswer> answer_relay_request(const wire::HttpHeadParser& request, const NodePublic& relay_key) {
-  std::string_view path = request.target().substr(0, request.target().find('?'));
+  std::string_view path = request.path_and_query();
+  path = path.substr(0, path.find('?'));
   if (path == "/derp") return upgrade(request, relay_key);
   if (path == "/derp/probe" || path == "/derp/latency-check") return probe(request);
   if (path == "/generate_204") return no_content(request);

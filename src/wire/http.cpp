@@ -170,6 +170,16 @@ HttpHeader HttpHeadParser::header_at(std::size_t index) const {
   return {view(headers_[index].name), view(headers_[index].value)};
 }
 
+std::string_view HttpHeadParser::path_and_query() const {
+  std::string_view rest = target();
+  const std::size_t scheme = rest.find("://");
+  if (scheme == std::string_view::npos) return rest;
+  if (!equal_ignore_case(rest.substr(0, scheme), "http") && !equal_ignore_case(rest.substr(0, scheme), "https")) return rest;
+  rest.remove_prefix(scheme + 3);
+  const std::size_t path = rest.find('/');
+  return path == std::string_view::npos ? std::string_view("/") : rest.substr(path);
+}
+
 std::optional<std::string_view> HttpHeadParser::header(std::string_view name) const {
   for (const Line& line : headers_)
     if (equal_ignore_case(view(line.name), name)) return view(line.value);

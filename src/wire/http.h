@@ -53,6 +53,8 @@ class HttpHeadParser {
   // The rest is valid only once done().
   std::string_view method() const { return view(first_); }     // request; case kept ("GET")
   std::string_view target() const { return view(second_); }    // request: "/derp", "host:443", "http://host/x"
+  // For an origin server: the target from its path on. Clients may send the whole URL to it (RFC 9112 section 3.2.2).
+  std::string_view path_and_query() const;
   int status() const { return status_; }                       // response: 100..599
   std::string_view reason() const { return view(second_); }    // response; may be empty
   int minor_version() const { return minor_version_; }         // HTTP/1.0 or 1.1

@@ -194,6 +194,24 @@ TEST(HttpEncode, RoundTripAndInjectionRefused) {
   EXPECT_FALSE(p.head().keep_alive());
 }
 
+TEST(HttpRequest, WholeUrlsForOriginServers) {
+  for (auto [target, wanted] : std::initializer_list<std::pair<std::string_view, std::string_view>>{
+           {"/key?v=131", "/key?v=131"},
+           {"https://remote.example:8443/key?v=131", "/key?v=131"},
+           {"HTTP://[2001:db8::1]/", "/"},
+           {"http://remote.example", "/"},
+           {"/go?to=http://remote.example/key", "/go?to=http://remote.example/key"},
+           {"ftp://remote.example/key", "ftp://remote.example/key"},
+           {"remote.example:443", "remote.example:443"},
+           {"*", "*"}}) {
+    HttpHeadParser p(HttpKind::kRequest);
+    ASSERT_TRUE(p.consume(as_bytes("GET " + std::string(target) + " HTTP/1.1\r\nHost: x\r\n\r\n")).ok()) << target;
+    ASSERT_TRUE(p.done());
+    EXPECT_EQ(p.target(), target);
+    EXPECT_EQ(p.path_and_query(), wanted);
+  }
+}
+
 TEST(HttpHostile, RandomAndFlippedBytesNeverConfuseSlicing) {
   SeededRng rng(11);
   const std::string seed = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nA: b\r\n\r\n5\r\nhello\r\n0\r\n\r\n";

@@ -5,7 +5,7 @@ import sqlite3
 from tailnet import *
 import libporthole  # of the process tests, whose folder the line above adds
 
-ROW = "tailscaled and tsnet under our coordinator: services, files, logins that end, 500 devices"
+ROW = "tailscaled, tsnet and the tailscale crate under our coordinator: services, files, logins that end, 500 devices"
 
 
 def state(member):
@@ -22,6 +22,61 @@ def devices(t):
 
 def log_in(t, member):
     member.up("--auth-key", "file:" + t.secret(t.server.new_key()))
+
+
+# ---- the crate
+
+class Crate(Member):
+    """A program with Tailscale's Rust library (peers/crate). It has no proxy: it offers the ports of others that it is told of."""
+
+    def __init__(self, net, name, space, key, *others):
+        super().__init__(net, name, space)
+        self.dir = net.path(f"crate-{name}")
+        os.mkdir(self.dir)
+        self.key, self.others = net.secret(key), others
+        self.start()
+
+    def start(self):
+        to = [f"[{ip}]:{BLOBS}" if ":" in ip else f"{ip}:{BLOBS}" for other in self.others for ip in other.ips]
+        self.p = Process(Net.inside(self.space, peer("cratepeer"), self.dir, self.net.url, self.name, self.key, BLOBS, *to),
+                         self.net.dir, "crate-" + self.name, env=self.net.env)
+        running = self.p.wait_event("running", 30)
+        self.ips, self.fqdn = running["ips"], running["dns_name"]
+        self.forwards = {e["to"]: e["address"] for e in self.p.log if e["event"] == "forward"}
+
+    def connect(self, host, port=BLOBS, seconds=20):
+        address, local = self.forwards[f"[{host}]:{port}" if ":" in host else f"{host}:{port}"].rsplit(":", 1)
+        with inside(self.space):
+            return socket.create_connection((address, int(local)), timeout=seconds)
+
+    def close(self):
+        super().close()
+        self.p.kill()
+
+
+def test_crate():
+    """The tailscale crate (Rust) joins, is known by name, and exchanges bytes with our node and with tailscaled, IPv4 and IPv6; restarted, it is back"""
+    peer("cratepeer")
+    with Tailnet("porthole") as t:
+        film, laptop = t.ours("film"), t.tailscaled("laptop")
+        rust = t.join(Crate, "rust", film, laptop)
+        check(rust.fqdn == "rust.home.porthole.internal", f"it is called {rust.fqdn}")
+        rates = []
+        for other in (film, laptop):
+            other.reaches(rust)
+            rust.reaches(other)
+            for a, b in ((other, rust), (rust, other)):
+                for ip in (b.v4, b.v6):
+                    rates.append(transfer(a, b, 4 << 20, ip))
+        check(film.ask(rust.fqdn) == "rust" and film.ask(rust.name) == "rust", "by name")
+        path = film.path_to(rust)
+        before = rust.ips
+        rust.p.kill()
+        rust.start()
+        check(rust.ips == before, f"{before} became {rust.ips}")
+        back = max(film.reaches(rust), rust.reaches(film))
+        slowest = min(min(rate) for rate in rates)
+        return f"path {path}, at least {slowest * 1000:.0f} Mbit/s, back {back:.1f} s after it ran again"
 
 
 # ---- services and files

@@ -76,14 +76,16 @@ def test_appear_and_vanish():
 
 
 def test_accounts():
-    """Two accounts never see each other"""
+    """Two accounts never see each other, and cannot connect, by IPv4, IPv6 or name"""
     with Tailnet("porthole") as t:
         a, b, c = t.tailscaled("laptop", user="smith"), t.tsnet("go", user="jones"), t.ours("film", user="jones")
         c.reaches(b)
         check(peers_of(a) == [], f"smith's laptop sees {peers_of(a)}")
         check([p["name"] for p in c.status()["peers"]] == ["go"], f"{c.status()['peers']}")
         for other in (b, c):
-            check(not a.reachable(other, 2) and not other.reachable(a, 2), f"{a.name} and {other.name} reach each other")
+            for one, another in ((a, other), (other, a)):
+                for host in (another.v4, another.v6, another.fqdn):
+                    check(not one.reachable(another, 1, host), f"{one.name} reaches {another.name} at {host}")
 
 
 def test_killed_and_back():

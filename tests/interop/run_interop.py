@@ -82,7 +82,7 @@ def document(rows, results):
     lines = ["# Interoperability", "",
              "Written by `./run interop`, which builds the peers and runs every line below on real programs in network namespaces.", "",
              f"- {time.strftime('%Y-%m-%d')}, {own}, kernel {os.uname().release.split('-')[0]}, {os.cpu_count()} cores",
-             "- Go peers: " + ", ".join(sorted(set(build_peers.versions().values()))),
+             "- Peers: " + ", ".join(sorted(set(build_peers.versions().values()))),
              f"- Debian: {system}", ""]
     for path in rows:
         lines += [f"## {rows[path]}", "", "| | What must hold | Seen |", "|---|---|---|"]

@@ -198,9 +198,9 @@ class Member:
         wait_for(once, seconds, f"{self.name} reaches {other.name}")
         return time.monotonic() - start
 
-    def reachable(self, other, seconds=3):
+    def reachable(self, other, seconds=3, host=None):
         try:
-            return self.ask(other.v4, seconds=seconds) == other.name
+            return self.ask(host or other.v4, seconds=seconds) == other.name
         except (OSError, Failed):
             return False
 
