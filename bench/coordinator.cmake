@@ -1,3 +1,3 @@
-add_executable(coordinator_bench coordinator_bench.cpp)
-target_link_libraries(coordinator_bench PRIVATE porthole_flags porthole_ts2021 porthole_app_support Boost::json)
+add_executable(coordinator_bench coordinator_bench.cpp control_client.cpp)
+target_link_libraries(coordinator_bench PRIVATE porthole_flags porthole_ts2021 porthole_app_support Boost::json OpenSSL::SSL)
 set_target_properties(coordinator_bench PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bench)

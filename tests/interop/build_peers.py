@@ -1,6 +1,7 @@
 """Builds the peers of the interop tests: Go modules at the versions that peers/*/go.mod pin, once, into a cache outside the tree.
 
     folder, missing = build(say)      # folder of programs; {program: reason} of what cannot be had
+    build(say, ["tailscale"])         # only these modules; the others stay as they are
 
 The cache is $XDG_CACHE_HOME (or ~/.cache)/porthole/interop. What is built is known by the module files, our own sources and
 the Go version, so a change of any of them builds anew.
@@ -18,7 +19,8 @@ CACHE = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.
 # module folder -> {program: package}
 MODULES = {
     "tailscale": {"tailscale": "tailscale.com/cmd/tailscale", "tailscaled": "tailscale.com/cmd/tailscaled", "derper": "tailscale.com/cmd/derper",
-                  "derpprobe": "tailscale.com/cmd/derpprobe", "stunc": "tailscale.com/cmd/stunc", "tsnetpeer": "./tsnetpeer"},
+                  "derpprobe": "tailscale.com/cmd/derpprobe", "stunc": "tailscale.com/cmd/stunc", "tsnetpeer": "./tsnetpeer",
+                  "tsnetdial": "./tsnetdial"},
     "headscale-0.29": {"headscale-0.29": "github.com/juanfont/headscale/cmd/headscale"},
     "headscale-0.28": {"headscale-0.28": "github.com/juanfont/headscale/cmd/headscale"},
 }
@@ -46,17 +48,29 @@ def fingerprint(module, go_version):
     return digest.hexdigest()[:16]
 
 
-def build(say=print):
+def link(folder, program, target):
+    """folder/program leads to the target from now on, without a moment in between; target None: it is gone."""
+    path = os.path.join(folder, program)
+    if target:
+        os.symlink(target, f"{path}.{os.getpid()}")
+        os.replace(f"{path}.{os.getpid()}", path)
+    elif os.path.lexists(path):
+        os.unlink(path)
+
+
+def build(say=print, modules=tuple(MODULES)):
     go = shutil.which("go")
-    every = {program for programs in MODULES.values() for program in programs}
+    every = {program for module in modules for program in MODULES[module]}
     folder = os.path.join(CACHE, "bin")
-    shutil.rmtree(folder, ignore_errors=True)
-    os.makedirs(folder)
+    os.makedirs(folder, exist_ok=True)
     if not go:
+        for program in every:
+            link(folder, program, None)
         return folder, {program: "Go is not installed" for program in every}
     go_version = subprocess.run([go, "env", "GOVERSION"], stdout=subprocess.PIPE, text=True, cwd=HERE).stdout.strip()
     missing = {}
-    for module, programs in MODULES.items():
+    for module in modules:
+        programs = MODULES[module]
         where = os.path.join(CACHE, f"{module}-{fingerprint(module, go_version)}")
         wanted = [p for p in programs if not os.path.exists(os.path.join(where, p))]
         if wanted:
@@ -86,6 +100,6 @@ def build(say=print):
                 if p not in missing and not os.path.exists(os.path.join(where, p)):
                     missing[p] = missing[next(iter(missing))]
         for p in programs:
-            if os.path.exists(os.path.join(where, p)):
-                os.symlink(os.path.join(where, p), os.path.join(folder, p))
+            there = os.path.join(where, p)
+            link(folder, p, there if os.path.exists(there) else None)
     return folder, missing
