@@ -173,6 +173,9 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
       case 22: machine.disco_key_learned(now, peer.node, peers[in.u8() & 1].disco.public_key()); break;
       case 23: machine.note_authenticated(now, peer.node, in.endpoint()); break;
       case 24: machine.note_control_connected(now, (op & 0x20) != 0); break;
+      case 25:
+        machine.relay_measured(now, in.u8() % 8, (op & 0x20) != 0 ? std::optional<Duration>(in.u8() * 1ms) : std::nullopt, (op & 0x40) != 0);
+        break;
       default: {   // time passes: to the next deadline, or a bit
         const Deadline d = machine.next_timeout();
         if ((op & 0x20) != 0 && !d.is_never()) now = std::max(now, d.latest);

@@ -293,6 +293,8 @@ std::string man_page(const CLI::App& root, const std::string& version) {
   out += ".SH EXIT STATUS\n.TP\n0\ndone\n.TP\n1\nfailed; one line that begins with \"porthole: \" on standard error says why\n"
          ".TP\n2\nwrong usage\n.TP\n130\nended by Ctrl\\-C before it was done\n"
          ".SH ENVIRONMENT\n.TP\n.B PORTHOLE_LOG\nset to anything: a node logs to standard error\n"
+         ".TP\n.B PORTHOLE_PLAIN_RELAYS\nset to anything: a node talks to all relays without TLS. For laboratories: who can see such a "
+         "login can receive in the node's place\n"
          ".TP\n.BR SSL_CERT_FILE \", \" SSL_CERT_DIR\nwhere the system's certificate authorities are\n"
          ".SH FILES\nIn the state directory, mode 0700:\n.TP\n.I node.json\nkeys and login of a node. Whoever has it is that node\n"
          ".TP\n.I node.sock\ncontrol socket of the running node; its mode (0600) is the access control\n"

@@ -1,5 +1,6 @@
 #include "node/doctor.h"
 
+#include <netinet/in.h>
 #include <poll.h>
 #include <sys/socket.h>
 
@@ -52,6 +53,9 @@ struct Answered {
   std::string line;       // first line of the body
 };
 
+// A proxy says that it cannot reach what it stands for.
+bool behind_is_down(const Answered& a) { return a.status >= 502 && a.status <= 504; }
+
 std::string by(const Answered& a) { return a.server.empty() ? "" : " by " + a.server; }
 
 // How to let the upgrade through, in the words of whatever stands in front.
@@ -94,6 +98,7 @@ class Doctor {
   void report(std::string_view check, Verdict v, const std::string& text, const std::string& advice = {}, json::object more = {}) {
     static constexpr const char* kWords[] = {"ok", "warning", "FAILED"};
     if (v == Verdict::kFailed) ++failed_;
+    if (v == Verdict::kWarning) ++warnings_;
     ++done_;
     const char* word = kWords[static_cast<int>(v)];
     if (options_.json) {
@@ -111,7 +116,13 @@ class Doctor {
   }
 
   int finish() {
-    if (failed_ == 0) return 0;
+    if (failed_ == 0) {
+      if (!options_.json)
+        print_line(warnings_ == 0 ? "all well: a node on this machine can use " + url_.to_string()
+                                  : "a node on this machine can use " + url_.to_string() + ", with " + std::to_string(warnings_) +
+                                        (warnings_ == 1 ? " warning" : " warnings"));
+      return 0;
+    }
     throw CommandError("a node on this machine cannot use " + url_.to_string() + ": " + std::to_string(failed_) + " of " + std::to_string(done_) +
                        (done_ == 1 ? " check failed" : " checks failed"));
   }
@@ -302,7 +313,7 @@ class Doctor {
       const bool page = key.error().message.find("captive portal") != std::string::npos;
       std::string advice = "correct the URL: it must be the coordination server's own, with its scheme and port";
       if (page) advice = "open " + (f.seen.location.empty() ? url_.to_string() : f.seen.location) + " in a browser on this machine: log in to the network if it asks, else correct the URL";
-      if (f.seen.status == 502 || f.seen.status == 503 || f.seen.status == 504) advice = "the coordination server behind the proxy is not running, or listens elsewhere";
+      if (behind_is_down(f.seen)) advice = "the coordination server behind the proxy is not running, or listens elsewhere";
       report("server", Verdict::kFailed, "GET /key was answered " + std::to_string(f.seen.status) + by(f.seen) + ": " + key.error().message, advice, more);
       return std::nullopt;
     }
@@ -331,7 +342,7 @@ class Doctor {
     if (!seen->line.empty() && seen->status != 101) text += " (\"" + seen->line.substr(0, 80) + "\")";
     if (seen->status == 101)
       return report("upgrade", Verdict::kFailed, text + ", then: " + r.error().message, "something in between changes the bytes after the upgrade, or the server's key changed", more);
-    if (seen->status == 502 || seen->status == 503 || seen->status == 504)
+    if (behind_is_down(*seen))
       return report("upgrade", Verdict::kFailed, text, "the coordination server behind the proxy is not running, or listens elsewhere", more);
     if (seen->status >= 300 && seen->status < 400)
       return report("upgrade", Verdict::kFailed, text + ": it redirects to " + seen->location, "use the URL of the server itself", more);
@@ -352,7 +363,7 @@ class Doctor {
       while (std::size_t n = session.produce(block))
         if (Status s = (*link)->write(Bytes(block, n), until); !s) return s;
       auto n = (*link)->read(block, until);
-      if (!n) return n.error();
+      if (!n) return session.explain_close(n.error());
       if (!seen || (seen->status != 101 && !head.done())) {
         if (*n == 0) (void)head.end_of_stream();
         else (void)head.consume(Bytes(block, *n));
@@ -366,8 +377,16 @@ class Doctor {
 
   // True: the server has a relay of its own, so STUN is its, too.
   bool check_relay() {
+    constexpr const char* kWhy = "without its relay a node is reachable by few";
     auto r = get("/derp/probe", step());
-    if (!r || (*r)->seen.status != 200 || !(*r)->fetch.body().empty()) {
+    if (!r || behind_is_down((*r)->seen)) {
+      const std::string text = r ? " was answered " + std::to_string((*r)->seen.status) + by((*r)->seen) : ": " + r.error().message;
+      report("relay", Verdict::kFailed, "GET /derp/probe" + text + ": the relay is down while the rest of the server is up",
+             r ? "start the relay behind that proxy, or correct where the proxy looks for /derp; " + std::string(kWhy)
+               : "look at the relay's log; " + std::string(kWhy), {{"relay", true}});
+      return true;
+    }
+    if ((*r)->seen.status != 200 || !(*r)->fetch.body().empty()) {
       report("relay", Verdict::kOk, "none on this host; a node learns of its relays when it has logged in (porthole node netcheck)", {}, {{"relay", false}});
       return false;
     }
@@ -390,11 +409,12 @@ class Doctor {
     }
     json::object more{{"relay", true}};
     if (error) {
-      report("relay", Verdict::kFailed, "GET /derp: " + error->message, "without its relay a node is reachable by few: look at the proxy in front of the server", more);
+      report("relay", Verdict::kFailed, "GET /derp: " + error->message, std::string(kWhy) + ": look at the proxy in front of the server", more);
     } else if (parser.head().status() != 101) {
       Answered seen = answered(parser.head(), parser.body());
       more["status"] = seen.status;
-      report("relay", Verdict::kFailed, "GET /derp was answered " + std::to_string(seen.status) + by(seen) + " instead of switching protocols: a proxy in front strips the upgrade",
+      if (behind_is_down(seen)) report("relay", Verdict::kFailed, "GET /derp was answered " + std::to_string(seen.status) + by(seen), "start the relay behind that proxy; " + std::string(kWhy), more);
+      else report("relay", Verdict::kFailed, "GET /derp was answered " + std::to_string(seen.status) + by(seen) + " instead of switching protocols: a proxy in front strips the upgrade",
              upgrade_advice(seen.server), more);
     } else {
       report("relay", Verdict::kOk, "the server's own relay takes connections (" + ms(began) + ")", {}, more);
@@ -402,39 +422,72 @@ class Doctor {
     return true;
   }
 
-  // UDP to the server's host and back: what every direct path needs.
+  // UDP to the server's host and back: what every direct path needs. One address of each family; one answer is enough.
   void check_stun() {
-    Endpoint to{addresses_.front().address, static_cast<std::uint16_t>(options_.stun_port)};
-    OwnedFd fd(::socket(to.address.is_v6() ? AF_INET6 : AF_INET, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
-    runtime::SockAddr a = runtime::to_sockaddr(to);
-    runtime::SystemRng rng;
-    wire::stun::TransactionId id{};
-    rng.fill(id);
-    auto request = wire::stun::encode_request(id);
+    std::vector<StunProbe> probes;
+    for (const Endpoint& e : addresses_)
+      if (std::none_of(probes.begin(), probes.end(), [&](const StunProbe& p) { return p.to.address.is_v6() == e.address.is_v6(); }))
+        probes.emplace_back(Endpoint{e.address, static_cast<std::uint16_t>(options_.stun_port)});
     auto began = Steady::now();
     auto until = step(kStunMax);
-    bool closed = false;
-    if (fd) (void)::connect(fd.get(), a.get(), a.size);   // so that "port unreachable" is told
-    while (fd && !closed && Steady::now() < until) {
-      (void)::send(fd.get(), request.data(), request.size(), MSG_NOSIGNAL);
-      auto repeat = std::min(until, Steady::now() + kStunRepeat);
-      while (wait_ready(fd.get(), POLLIN, repeat, stop_.fd())) {
-        std::uint8_t block[1500];
-        ssize_t n = ::recv(fd.get(), block, sizeof block, 0);
-        closed = n < 0 && errno == ECONNREFUSED;
-        if (closed) break;
-        if (n <= 0) continue;
-        auto answer = wire::stun::parse_response(Bytes(block, static_cast<std::size_t>(n)));
-        if (!answer || answer->id != id) continue;
-        report("UDP", Verdict::kOk, "STUN at " + to.to_string() + " sees this machine as " + answer->mapped.to_string() + " (" + ms(began) + ")", {},
-               {{"public", answer->mapped.to_string()}});
-        return;
+    auto hopeless = [](const StunProbe& p) { return p.closed; };
+    while (Steady::now() < until && !std::all_of(probes.begin(), probes.end(), hopeless)) {
+      for (StunProbe& p : probes) p.ask();
+      for (auto repeat = std::min(until, Steady::now() + kStunRepeat); Steady::now() < repeat;) {
+        std::vector<pollfd> fds{{stop_.fd(), POLLIN, 0}};
+        for (const StunProbe& p : probes) fds.push_back({p.closed ? -1 : p.fd.get(), POLLIN, 0});
+        auto left = std::chrono::duration_cast<std::chrono::milliseconds>(repeat - Steady::now()).count();
+        if (::poll(fds.data(), fds.size(), static_cast<int>(left) + 1) > 0 && fds[0].revents) throw Stopped();
+        for (StunProbe& p : probes) {
+          auto mapped = p.answer();
+          if (!mapped) continue;
+          report("UDP", Verdict::kOk, "STUN at " + p.to.to_string() + " sees this machine as " + mapped->to_string() + " (" + ms(began) + ")", {},
+                 {{"public", mapped->to_string()}});
+          return;
+        }
+        if (std::all_of(probes.begin(), probes.end(), hopeless)) break;
       }
     }
+    std::string asked;
+    for (const StunProbe& p : probes) asked += (asked.empty() ? "" : " and ") + p.to.to_string();
     report("UDP", Verdict::kWarning,
-           "no STUN answer from " + to.to_string() + (closed ? ": nothing listens on that UDP port" : ": UDP is blocked on the way, or the server does not listen there"),
+           "no STUN answer from " + asked + (std::all_of(probes.begin(), probes.end(), hopeless) ? ": nothing listens on that UDP port"
+                                                                                                   : ": UDP is blocked on the way, or the server does not listen there"),
            "open UDP " + std::to_string(options_.stun_port) + " at the server, and UDP out of this network; until then traffic goes through the relay");
   }
+
+  // As a node does, this takes the answer from whatever address of the server's: one with several may send it from another.
+  struct StunProbe {
+    explicit StunProbe(const Endpoint& endpoint)
+        : to(endpoint), fd(::socket(to.address.is_v6() ? AF_INET6 : AF_INET, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0)) {
+      const int on = 1;   // so that "port unreachable" is told
+      if (to.address.is_v6()) (void)::setsockopt(fd.get(), IPPROTO_IPV6, IPV6_RECVERR, &on, sizeof on);
+      else (void)::setsockopt(fd.get(), IPPROTO_IP, IP_RECVERR, &on, sizeof on);
+      runtime::SystemRng().fill(id);
+      closed = !fd;
+    }
+    void ask() {
+      auto request = wire::stun::encode_request(id);
+      runtime::SockAddr a = runtime::to_sockaddr(to);
+      if (!closed) (void)::sendto(fd.get(), request.data(), request.size(), MSG_NOSIGNAL, a.get(), a.size);
+    }
+    std::optional<Endpoint> answer() {
+      std::uint8_t block[1500];
+      for (int k = 0; k < 16 && !closed; ++k) {   // a flood of other datagrams must not hold us here
+        ssize_t n = ::recv(fd.get(), block, sizeof block, 0);
+        if (n < 0 && (errno == EAGAIN || errno == EINTR)) break;
+        if (n < 0) closed = true;   // refused, or unreachable
+        if (n <= 0) continue;
+        auto got = wire::stun::parse_response(Bytes(block, static_cast<std::size_t>(n)));
+        if (got && got->id == id) return got->mapped;
+      }
+      return std::nullopt;
+    }
+    Endpoint to;
+    OwnedFd fd;
+    wire::stun::TransactionId id{};
+    bool closed = false;   // nothing listens there, or no way leads there
+  };
 
   const DoctorOptions& options_;
   control::ControlUrl url_;
@@ -442,7 +495,7 @@ class Doctor {
   StopSignal stop_;
   Deadline until_;
   std::vector<Endpoint> addresses_;
-  int failed_ = 0, done_ = 0;
+  int failed_ = 0, warnings_ = 0, done_ = 0;
 };
 
 int diagnose(const DoctorOptions& o) {

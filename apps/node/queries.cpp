@@ -119,6 +119,8 @@ int show_status(const Query& q, bool with_peers, bool active_only) {
   std::string own = state;
   if (!home.empty()) own += ", home relay \"" + home + "\"" + (is_true(self, "relay_connected") ? "" : " (not connected)");
   else own += ", no home relay";
+  // What goes wrong with the relay or the coordinator meanwhile.
+  if (state == "running" && !is_true(self, "relay_connected") && !member(o, "last_notice").empty()) print_line("# " + member(o, "last_notice"));
   std::vector<std::vector<std::string>> rows;
   std::string ips = members(self, "ips", " ");
   rows.push_back({ips.empty() ? "-" : ips, member(self, "name"), owner(self), own});

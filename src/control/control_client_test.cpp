@@ -674,6 +674,31 @@ TEST_F(ControlClientTest, GoAwayMovesToANewConnection) {
   EXPECT_EQ(client->state(), ControlState::kRunning);
 }
 
+// A proxy with a short time-out ends the connection again and again.
+TEST_F(ControlClientTest, ConnectionsThatAreCutReturnAtOnceUnlessTheyWereCutAtOnce) {
+  auto cut_every = [&](Duration lifetime, int times) {
+    int cuts = 0;
+    for (int i = 0; i < times; ++i) {
+      advance(lifetime);
+      for (auto& [id, conn] : conns) {
+        if (!conn.h2) continue;
+        conn.ended = true;
+        ++cuts;
+      }
+      run();
+    }
+    return cuts;
+  };
+  start(config());
+  EXPECT_GE(cut_every(std::chrono::seconds(5), 40), 39) << "one that lived is replaced within milliseconds, however often";
+  const int before = sessions;
+  cut_every(std::chrono::milliseconds(500), 1200);
+  EXPECT_LT(sessions - before, 100) << "ten minutes of connections that die at birth";
+  EXPECT_EQ(registers.size(), 1u);
+  advance(std::chrono::minutes(1));
+  EXPECT_EQ(client->state(), ControlState::kRunning);
+}
+
 TEST_F(ControlClientTest, ExpiryRotatesTheNodeKey) {
   start(config());
   const NodePublic first = client->node_key().public_key();
@@ -696,6 +721,25 @@ TEST_F(ControlClientTest, ExpiryRotatesTheNodeKey) {
   EXPECT_EQ(maps.back().request.node_key, registers[1].node_key);
   EXPECT_EQ(maps.size(), 1u);  // the old stream was cancelled
   EXPECT_NE(std::find(states.begin(), states.end(), ControlState::kExpired), states.end());
+}
+
+TEST_F(ControlClientTest, ExpiredAndItsKeyIsSpent) {
+  start(config());
+  on_register = [](const RegisterRequest&) {
+    RegisterResponse answer;
+    answer.error = "authkey already used";
+    return answer;
+  };
+  MapResponse expired;
+  expired.node = self_node;
+  expired.node->key = registers[0].node_key;
+  expired.node->key_expiry = WallTime::from_unix_s(1);
+  send_map(expired);
+  run();
+  EXPECT_EQ(client->state(), ControlState::kNeedsLogin);
+  const std::string why = state_error();
+  EXPECT_NE(why.find("this node's login has ended there, and its key is refused: authkey already used"), std::string::npos) << why;
+  EXPECT_FALSE(client->netmap().has_map());
 }
 
 TEST_F(ControlClientTest, KeyExpiryByTheClock) {
@@ -1029,7 +1073,12 @@ TEST_F(ControlClientTest, WhatIsWrongWithTheUpgrade) {
                         Case{http(200, "text/html", "<html>"), "does not pass the upgrade"}, Case{http(500, "text/plain", "Internal error"), "does not pass the upgrade"},
                         Case{raw("HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\n\r\n"), "does not pass the upgrade"},
                         Case{raw("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n"), "does not pass the upgrade"},
+                        Case{raw("HTTP/1.1 400 Bad Request\r\nServer: nginx/1.22.1\r\nContent-Length: 0\r\n\r\n"), "nginx/1.22.1 answered the upgrade with 400: a proxy"},
+                        Case{http(426, "text/plain", ""), "proxy_http_version 1.1; proxy_set_header Upgrade $http_upgrade; proxy_set_header Connection"},
+                        Case{http(502, "text/html", "<html>Bad gateway"), "502: the control server behind it does not run"},
+                        Case{http(504, "text/html", "<html>"), "504: the control server behind it does not run"},
                         Case{raw("HTTP/1.1 301 Moved\r\nLocation: https://other/\r\nContent-Length: 0\r\n\r\n"), "redirect to https://other/"},
+                        Case{raw(""), "closed the connection instead of answering the upgrade"},
                         Case{http(404, "text/plain", ""), "hides /ts2021"}, Case{http(503, "text/plain", "busy"), "503: busy"},
                         Case{raw("HTTP/1.1 101 X\r\nUpgrade: tailscale-control-protocol\r\nConnection: upgrade\r\n\r\n"), "its key has changed"},
                         Case{raw("HTTP/1.1 101 X\r\nUpgrade: tailscale-control-protocol\r\nConnection: upgrade\r\n\r\n"s + "\x03\x00\x05nope!"s), "refused the handshake: nope!"},

@@ -17,7 +17,8 @@ constexpr std::string_view kKeyOrVersion =
     "protocol";
 constexpr std::string_view kProxyAdvice =
     "a proxy in front of the control server does not pass the upgrade; it must forward the Upgrade header "
-    "\"tailscale-control-protocol\" (nginx: proxy_set_header Upgrade $http_upgrade; Cloudflare cannot do it)";
+    "\"tailscale-control-protocol\" (nginx: proxy_http_version 1.1; proxy_set_header Upgrade $http_upgrade; "
+    "proxy_set_header Connection \"upgrade\"; Cloudflare cannot do it)";
 
 // The answer to the upgrade has a small head; its body matters only when it is an error.
 wire::HttpLimits upgrade_limits() {
@@ -142,7 +143,9 @@ Status ControlSession::handle_records(Bytes bytes) {
 Error ControlSession::explain_status() const {
   const int status = head_.head().status();
   const std::string line = printable_line(head_.body());
-  const std::string answered = "it answered the upgrade with " + std::to_string(status);
+  // Who answered is often the news: the proxy and not the server behind it.
+  const std::string server = printable_line(head_.head().header("Server").value_or(""));
+  const std::string answered = (server.empty() ? "it" : server) + " answered the upgrade with " + std::to_string(status);
   if (status >= 300 && status < 400) {
     return {ErrorCode::kProtocol, answered + " (a redirect to " +
                                       printable_line(head_.head().header("Location").value_or("nowhere")) +
@@ -154,15 +157,23 @@ Error ControlSession::explain_status() const {
   if (status == 429 || status == 503) {
     return {ErrorCode::kUnavailable, answered + (line.empty() ? "" : ": " + line)};
   }
+  if (status == 502 || status == 504) {
+    return {ErrorCode::kUnavailable, answered + ": the control server behind it does not run, or listens elsewhere"};
+  }
   if (status == 404) return {ErrorCode::kNotFound, answered + ": it is no control server, or its proxy hides /ts2021"};
   return {ErrorCode::kProtocol, answered + ": " + std::string(kProxyAdvice)};
 }
 
 Error ControlSession::explain_close(const std::optional<Error>& error) const {
   if (phase_ == Phase::kHandshake) return {ErrorCode::kUnauthorized, std::string(kKeyOrVersion)};
-  if (error) return *error;
-  if (phase_ == Phase::kUpgrade && head_.head_done()) return explain_status();
-  return {ErrorCode::kReset, "it closed the connection"};
+  if (phase_ == Phase::kUpgrade && head_.head_done() && !error) return explain_status();
+  const Error why = error ? *error : Error{ErrorCode::kReset, "it closed the connection"};
+  // The request went out whole and nothing came back: what servers do not do, and some middleboxes do.
+  if (phase_ == Phase::kUpgrade && why.code == ErrorCode::kReset && first_bytes_.empty() && out_at_ == out_.size()) {
+    return {why.code, why.message + " instead of answering the upgrade: if this goes on, a proxy or firewall on the way does "
+                                    "not let it through"};
+  }
+  return why;
 }
 
 bool ControlSession::has_output() const {

@@ -34,6 +34,9 @@ constexpr Duration kLiteQuickSpacing = std::chrono::milliseconds(50);
 constexpr int kLiteQuickCount = 4;
 // Backoff of every kind of retry (section 6.10).
 constexpr Duration kBackoffMax = std::chrono::seconds(30);
+// A connection that lived this long with a map is replaced at once. One that something in between cuts sooner, again and
+// again, costs a handshake and a whole map each time: those come ever more slowly.
+constexpr Duration kSteadyAfter = std::chrono::seconds(2);
 // Logout must not hang a program that wants to end.
 constexpr Duration kLogoutTimeout = std::chrono::seconds(10);
 // Some servers say nothing to a node that was deleted and leave its stream open: an update that changes nothing asks. With

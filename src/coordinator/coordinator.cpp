@@ -32,6 +32,7 @@ struct Coordinator::Session {
   bool over = false;  // nothing more is read; closed once `sealed` is out
   bool ready = false; // in the ready list
   bool heard = false; // the preface is in
+  bool told_void = false;  // that a node key of its machine is of no node (any more)
   std::map<std::int32_t, NodeId> maps;  // its map streams
   std::size_t open_requests = 0;
 };
@@ -140,7 +141,7 @@ void Coordinator::fire(Clock clock, const Timer& timer) {
     }
     case TimerKind::kOffline:
       if (Member* m = directory_.find(timer.id); m && !streams_.contains(timer.id)) {
-        directory_.set_online(clock, *m, false);
+        directory_.set_connected(clock, *m, false);
         arm_save(clock);
       }
       break;
@@ -153,6 +154,13 @@ void Coordinator::fire(Clock clock, const Timer& timer) {
       if (Member* m = directory_.find(timer.id)) {
         if (m->expired(clock.wall)) directory_.expiry_reached(clock, *m);
         else arm_expiry(clock, *m);
+        arm_save(clock);
+      }
+      break;
+    case TimerKind::kReveal:
+      if (Member* m = directory_.find(timer.id); m && m->held_back) {
+        m->held_back = false;
+        node_changed(clock, *m, kNodeChanged);
       }
       break;
     case TimerKind::kSession: {
@@ -404,7 +412,7 @@ void Coordinator::handle_map(Clock clock, SessionId id, std::int32_t stream, Byt
   if (request->version < kClientVersionMin)
     return answer(id, stream, 400, kText, "unsupported client version:  (" + std::to_string(request->version) + ")\n");
   Member* member = directory_.find_by_node_key(request->node_key);
-  if (!member) return answer(id, stream, 404, kText, "node not found\n");
+  if (!member) return answer_unknown(clock, id, stream, *request);
   if (member->record.machine != s.machine)
     return answer(id, stream, 404, kText,
                   "node key in request does not match the one associated with this machine key\n");
@@ -422,6 +430,17 @@ void Coordinator::handle_map(Clock clock, SessionId id, std::int32_t stream, Byt
     }
   }
   arm_save(clock);
+}
+
+// A node that was removed while it was away, or whose stream broke before it was told. Go clients take a 404 for a
+// passing fault and go on as if they were connected; a map in which their own key has expired makes them ask for a
+// login. Once in a session: each map makes them come back at once, each refusal ever later.
+void Coordinator::answer_unknown(Clock clock, SessionId id, std::int32_t stream, const ts2021::MapRequest& request) {
+  Session& s = *find(id);
+  if (!request.stream || s.told_void) return answer(id, stream, 404, kText, "node not found\n");
+  s.told_void = true;
+  Message message(MapText::unknown(clock, request.node_key, s.machine, relays_));
+  answer(id, stream, 200, kJson, as_text(message.framed(request.compress == "zstd")));
 }
 
 // ---- map streams -----------------------------------------------------------------------------------------------------
@@ -451,7 +470,7 @@ void Coordinator::open_stream(Clock clock, SessionId id, std::int32_t h2_stream,
   set_timer(TimerKind::kKeepAlive, node, clock.now + stream.keep_alive_after);
   streams_[node] = stream;
   mark_ready(id);
-  directory_.set_online(clock, member, true);
+  directory_.set_connected(clock, member, true);
 }
 
 void Coordinator::drop_stream(Clock clock, NodeId node, bool ended_by_client) {
@@ -504,19 +523,37 @@ void Coordinator::node_added(Clock clock, Member& member) {
   arm_expiry(clock, member);
   // Until its first poll an ephemeral node counts as gone silent.
   if (member.record.ephemeral) set_timer(TimerKind::kEphemeral, member.record.id, clock.now + kEphemeralTimeout);
+  if (member.record.home_relay == 0) {
+    // Whoever dialled it now would send into the void, and try again after WireGuard's 5 s.
+    member.held_back = true;
+    set_timer(TimerKind::kReveal, member.record.id, clock.now + kHoldBack);
+    return;
+  }
   pending_[member.record.account].changes[member.record.id] |= kNodeChanged;
   note_change(clock, member.record.account);
 }
 
 void Coordinator::node_changed(Clock clock, Member& member, NodeChanges changes) {
   if (changes & kNodeChanged) arm_expiry(clock, member);
+  if (member.held_back && member.record.home_relay != 0) {
+    cancel_timer(TimerKind::kReveal, member.record.id);
+    member.held_back = false;
+    changes |= kNodeChanged;
+  }
+  if (member.held_back) changes &= kSelfChanged;
+  if (changes == 0) return;
   pending_[member.record.account].changes[member.record.id] |= changes;
   note_change(clock, member.record.account);
 }
 
 void Coordinator::node_removed(Clock clock, const NodeRecord& record) {
+  if (auto it = streams_.find(record.id); it != streams_.end()) {
+    Message message(text_.removed(clock, record));
+    SessionId session = it->second.session;
+    if (send(clock, record.id, it->second, message)) find(session)->told_void = true;
+  }
   drop_stream(clock, record.id, false);
-  for (TimerKind kind : {TimerKind::kOffline, TimerKind::kEphemeral, TimerKind::kExpiry}) cancel_timer(kind, record.id);
+  for (TimerKind kind : {TimerKind::kOffline, TimerKind::kEphemeral, TimerKind::kExpiry, TimerKind::kReveal}) cancel_timer(kind, record.id);
   Pending& p = pending_[record.account];
   p.changes.erase(record.id);
   p.removed.push_back(record.id);

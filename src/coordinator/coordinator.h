@@ -125,7 +125,7 @@ class Coordinator final : public Admission, private DirectoryListener {
     Instant last_flush;
     bool scheduled = false;
   };
-  enum class TimerKind { kFlush, kKeepAlive, kOffline, kEphemeral, kExpiry, kSession, kSave, kPendingLogins };
+  enum class TimerKind { kFlush, kKeepAlive, kOffline, kEphemeral, kExpiry, kReveal, kSession, kSave, kPendingLogins };
   struct Timer {
     Instant at;
     TimerKind kind;
@@ -153,6 +153,7 @@ class Coordinator final : public Admission, private DirectoryListener {
   void handle_register(Clock clock, SessionId id, std::int32_t stream, Bytes body);
   void handle_map(Clock clock, SessionId id, std::int32_t stream, Bytes body);
   void answer(SessionId id, std::int32_t stream, int status, std::string_view content_type, std::string_view body);
+  void answer_unknown(Clock clock, SessionId id, std::int32_t stream, const ts2021::MapRequest& request);
   void answer_register(SessionId id, std::int32_t stream, const RegisterOutcome& outcome);
   void open_stream(Clock clock, SessionId id, std::int32_t h2_stream, Member& member, bool zstd);
   // `ended_by_client`: the HTTP/2 stream is gone already.

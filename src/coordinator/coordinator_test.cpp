@@ -33,6 +33,7 @@ std::unique_ptr<Client> joined(World& world, const std::string& account, const s
   if (polls) {
     c->poll();
     EXPECT_TRUE(c->polling());
+    c->report_home(900);
   }
   return c;
 }
@@ -49,6 +50,7 @@ TEST(Coordinator, FirstMapIsComplete) {
   EXPECT_TRUE(m.node->machine_authorized);
   EXPECT_FALSE(m.node->expired);
   EXPECT_FALSE(m.node->stable_id.empty());
+  EXPECT_TRUE(m.node->has_capability("https://tailscale.com/cap/file-sharing"));
   ASSERT_EQ(m.node->addresses.size(), 2u);
   EXPECT_TRUE(m.node->addresses[0].address.is_tailnet());
   EXPECT_TRUE(m.node->addresses[1].address.is_tailnet());
@@ -93,6 +95,44 @@ TEST(Coordinator, AccountsDoNotSeeEachOther) {
   EXPECT_EQ(a2->peers().begin()->second.endpoints.size(), 1u);
 }
 
+TEST(Coordinator, ANewNodeIsToldToItsPeersWhenTheyCanReachIt) {
+  World w;
+  w.account("smith");
+  auto a = joined(w, "smith", "a");
+  Client b(w, "b"), silent(w, "silent"), late(w, "late");
+  ASSERT_TRUE(b.connect());
+  ASSERT_EQ(b.join(w.key("smith")).error, "");
+  b.poll();
+  EXPECT_EQ(b.peer_names(), std::vector<std::string>{"a.smith.tail.example."});
+  run(w, {a.get(), &b}, 300ms);
+  EXPECT_TRUE(a->peers().empty());
+  ASSERT_TRUE(late.connect());
+  ASSERT_EQ(late.join(w.key("smith")).error, "");
+  late.poll();   // its first map does not have b either
+  EXPECT_EQ(late.peer_names(), std::vector<std::string>{"a.smith.tail.example."});
+  b.report_home(900);
+  a->pump();
+  ASSERT_EQ(a->peer_names(), std::vector<std::string>{"b.smith.tail.example."});
+  EXPECT_EQ(a->peers().begin()->second.home_derp, 900);
+  EXPECT_EQ(a->peers().begin()->second.online, true);
+  EXPECT_EQ(a->peers().begin()->second.disco_key, b.disco);
+  // One that never says how it is reached is told as well, later.
+  ASSERT_TRUE(silent.connect());
+  ASSERT_EQ(silent.join(w.key("smith")).error, "");
+  run(w, {a.get(), &b, &late}, 500ms);
+  EXPECT_EQ(a->peers().size(), 1u);
+  run(w, {a.get(), &b, &late}, 600ms);
+  EXPECT_EQ(a->peers().size(), 3u);
+  EXPECT_EQ(b.peers().size(), 3u);
+  // Removed before anybody heard of it.
+  Client gone(w, "gone");
+  ASSERT_TRUE(gone.connect());
+  ASSERT_EQ(gone.join(w.key("smith")).error, "");
+  ASSERT_TRUE(w.directory->revoke(w.clock, "smith", std::to_string(w.directory->find_by_node_key(gone.node.public_key())->record.id)).ok());
+  run(w, {a.get(), &b, &late}, 2s);
+  EXPECT_EQ(a->peers().size(), 3u);
+}
+
 TEST(Coordinator, ChangesTravelAsPatchesAndAtOnce) {
   World w;
   w.account("smith");
@@ -102,13 +142,12 @@ TEST(Coordinator, ChangesTravelAsPatchesAndAtOnce) {
   std::size_t before = b->maps.size();
   auto r = a->map_request();
   r.endpoints = {{IpAddress::v4(198, 51, 100, 1), 41641}};
-  r.hostinfo->net_info.emplace();
-  r.hostinfo->net_info->preferred_derp = 900;
+  r.hostinfo->net_info->preferred_derp = 901;
   EXPECT_EQ(a->lite(r).status, 200);
   b->pump();  // no time has passed
   ASSERT_EQ(b->maps.size(), before + 1);
   ASSERT_EQ(b->maps.back().peers_changed_patch.size(), 1u);
-  EXPECT_EQ(b->maps.back().peers_changed_patch[0].derp_region, 900);
+  EXPECT_EQ(b->maps.back().peers_changed_patch[0].derp_region, 901);
   EXPECT_TRUE(b->maps.back().peers_changed.empty());
   // The same state again is no change.
   EXPECT_EQ(a->lite(r).status, 200);
@@ -196,6 +235,7 @@ TEST(Coordinator, RevocationCutsEverything) {
   std::string text(key->key.reveal());
   EXPECT_EQ(a->join(text).error, "");
   a->poll();
+  a->report_home(900);
   auto b = joined(w, "smith", "b");
   run(w, {a.get(), b.get()}, 1s);
   NodePublic node_key = a->node.public_key();
@@ -206,6 +246,14 @@ TEST(Coordinator, RevocationCutsEverything) {
   a->pump();
   b->pump();
   EXPECT_TRUE(a->answers[a->poll_stream].closed);
+  // Its last message makes it ask for a login, whatever its clock says.
+  ASSERT_TRUE(a->maps.back().node);
+  EXPECT_EQ(a->maps.back().node->id, id);
+  EXPECT_EQ(a->maps.back().node->key, node_key);
+  EXPECT_TRUE(a->maps.back().node->expired);
+  EXPECT_FALSE(a->maps.back().node->machine_authorized);
+  ASSERT_TRUE(a->maps.back().node->key_expiry);
+  EXPECT_LT(*a->maps.back().node->key_expiry, WallTime::from_unix_s(1'000'000'000));
   EXPECT_EQ(b->maps.back().peers_removed, std::vector<NodeId>{id});
   EXPECT_TRUE(b->peers().empty());
   EXPECT_FALSE(w.coordinator->admits(w.clock.wall, node_key));
@@ -227,6 +275,41 @@ TEST(Coordinator, RevocationCutsEverything) {
   EXPECT_TRUE(next->created);
   EXPECT_NE(std::string(next->key.reveal()), text);
   EXPECT_EQ(a->join(std::string(next->key.reveal())).error, "");
+}
+
+TEST(Coordinator, RemovedWhileAwayIsToldOncePerSession) {
+  World w;
+  w.account("smith");
+  auto a = joined(w, "smith", "a");
+  auto b = joined(w, "smith", "b");
+  NodeId id = a->maps[0].node->id;
+  w.coordinator->close(w.clock, a->session);
+  ASSERT_TRUE(w.directory->revoke(w.clock, "smith", std::to_string(id)).ok());
+  w.open();  // nobody remembers it
+  for (bool zstd : {false, true}) {
+    ASSERT_TRUE(a->connect());
+    a->zstd = zstd;
+    EXPECT_EQ(a->lite(a->map_request()).status, 404);
+    a->poll();
+    EXPECT_EQ(a->answers[a->poll_stream].status, 200);
+    EXPECT_TRUE(a->answers[a->poll_stream].closed);
+    ASSERT_EQ(a->maps.size(), 1u);
+    ASSERT_TRUE(a->maps[0].node);
+    EXPECT_EQ(a->maps[0].node->key, a->node.public_key());
+    EXPECT_FALSE(a->maps[0].node->stable_id.empty());
+    EXPECT_TRUE(a->maps[0].node->expired);
+    ASSERT_TRUE(a->maps[0].node->key_expiry);
+    EXPECT_LT(*a->maps[0].node->key_expiry, WallTime::from_unix_s(1'000'000'000));
+    EXPECT_TRUE(a->maps[0].peers.empty());
+    EXPECT_TRUE(a->maps[0].derp_map && a->maps[0].derp_map->regions && a->maps[0].derp_map->regions->contains(900));
+    a->poll();
+    EXPECT_EQ(a->answers[a->poll_stream].status, 404);
+  }
+  // Whose key it is does not matter as long as it is nobody else's.
+  a->node = b->node.duplicate();
+  ASSERT_TRUE(a->connect());
+  a->poll();
+  EXPECT_EQ(a->answers[a->poll_stream].status, 404);
 }
 
 TEST(Coordinator, KeyRules) {
@@ -309,6 +392,10 @@ TEST(Coordinator, LogoutExpiresAndComesBackWithANewKey) {
   EXPECT_TRUE(answer.node_key_expired);
   run(w, {a.get(), b.get()}, 1s);
   EXPECT_TRUE(b->peers().begin()->second.expired);
+  EXPECT_EQ(b->peers().begin()->second.online, false);
+  EXPECT_TRUE(b->peers().begin()->second.last_seen);
+  EXPECT_FALSE(w.directory->devices_list(w.clock, "smith")->front().online);
+  EXPECT_EQ(w.directory->health().online, 1u);
   EXPECT_TRUE(a->maps.back().node && a->maps.back().node->expired);
   EXPECT_FALSE(w.coordinator->admits(w.clock.wall, a->node.public_key()));
   answer = a->join("");
@@ -321,7 +408,9 @@ TEST(Coordinator, LogoutExpiresAndComesBackWithANewKey) {
   EXPECT_EQ(a->enrol(r).error, "");
   run(w, {a.get(), b.get()}, 1s);
   EXPECT_FALSE(b->peers().begin()->second.expired);
+  EXPECT_EQ(b->peers().begin()->second.online, true);
   EXPECT_EQ(b->peers().size(), 1u);
+  EXPECT_EQ(w.directory->health().online, 2u);
 }
 
 TEST(Coordinator, ExpiryIsNoticedOnTime) {
@@ -336,8 +425,16 @@ TEST(Coordinator, ExpiryIsNoticedOnTime) {
   auto b = joined(w, "smith", "b");
   run(w, {&a, b.get()}, 1h + 59min);
   EXPECT_FALSE(b->peers().begin()->second.expired);
+  EXPECT_EQ(b->peers().begin()->second.online, true);
   run(w, {&a, b.get()}, 2min);
   EXPECT_TRUE(b->peers().begin()->second.expired);
+  EXPECT_TRUE(a.polling());
+  EXPECT_EQ(b->peers().begin()->second.online, false);
+  EXPECT_EQ(w.directory->health().online, 1u);
+  EXPECT_EQ(w.store.load()->nodes.front().last_seen, b->peers().begin()->second.last_seen);
+  a.poll();  // a stream of an expired node makes it no more online
+  run(w, {&a, b.get()}, 1s);
+  EXPECT_EQ(b->peers().begin()->second.online, false);
   EXPECT_FALSE(b->peers().begin()->second.machine_authorized);
   auto extend = a.register_request("");
   extend.expiry = w.clock.wall + 24h;
@@ -596,6 +693,7 @@ TEST(Coordinator, LargeAccount) {
     clients.push_back(std::move(c));
     w.step(1ms);
   }
+  run(w, {}, 2s);
   for (int i : {0, 1, 519}) {
     clients[static_cast<std::size_t>(i)]->poll();
     EXPECT_EQ(clients[static_cast<std::size_t>(i)]->peers().size(), 519u);

@@ -171,6 +171,11 @@ class Client {
     pump();
     return answers[stream];
   }
+  void report_home(int region) {
+    hostinfo.net_info.emplace();
+    hostinfo.net_info->preferred_derp = region;
+    EXPECT_EQ(lite(map_request()).status, 200);
+  }
   bool polling() { return answers.contains(poll_stream) && answers[poll_stream].status == 200 && !answers[poll_stream].closed; }
 
   // Moves bytes both ways until nothing moves.

@@ -543,7 +543,8 @@ Status Directory::mirror(Clock clock, const std::vector<EngineKey>& keys, std::v
     if (!account || !ids.insert(node.record.id).second || !node_keys.insert(node.record.node_key).second) continue;
     auto member = std::make_unique<Member>();
     member->record = std::move(node.record);
-    member->online = node.online;
+    member->connected = node.online;
+    member->online = node.online && !member->expired(clock.wall);
     NodeRecord& r = member->record;
     r.account = account->record.id;
     DeviceRecord* device = nullptr;
@@ -636,8 +637,14 @@ void Directory::adopt_disco_key(Clock clock, Member& member, const DiscoPublic& 
   changed(clock, member, changes, true);
 }
 
-void Directory::set_online(Clock clock, Member& member, bool online) {
-  if (member.online == online) return;
+void Directory::set_connected(Clock clock, Member& member, bool connected) {
+  member.connected = connected;
+  changed(clock, member, refresh_online(clock, member), !connected);
+}
+
+NodeChanges Directory::refresh_online(Clock clock, Member& member) {
+  bool online = member.connected && !member.expired(clock.wall);
+  if (member.online == online) return 0;
   member.online = online;
   if (online) {
     ++online_;
@@ -645,12 +652,13 @@ void Directory::set_online(Clock clock, Member& member, bool online) {
     --online_;
     member.record.last_seen = clock.wall;
   }
-  changed(clock, member, kOnlineChanged, !online);
+  return kOnlineChanged;
 }
 
 void Directory::expiry_reached(Clock clock, Member& member) {
   if (listener_) listener_->node_key_retired(member.record.node_key);
-  changed(clock, member, kNodeChanged | kSelfChanged, false);
+  bool last_seen_changed = refresh_online(clock, member) != 0;
+  changed(clock, member, kNodeChanged | kSelfChanged, last_seen_changed);
 }
 
 Status Directory::save() {

@@ -45,7 +45,9 @@ constexpr NodeChanges kSelfChanged = 32;  // the node itself must learn of it
 
 struct Member {
   NodeRecord record;
-  bool online = false;
+  bool connected = false; // has a map stream, or had one a moment ago
+  bool online = false;    // connected, and its node key is good
+  bool held_back = false; // new, and peers cannot reach it yet: they do not hear of it (the coordinator's)
   bool dirty = false;     // soft state not written yet
   std::string peer_json;  // as peers see it; empty: stale
 
@@ -122,7 +124,7 @@ class Directory final : public Service {
   void update(Clock clock, Member& member, const ts2021::MapRequest& request);
   // A stream of a node whose disco key is not known yet.
   void adopt_disco_key(Clock clock, Member& member, const DiscoPublic& key, int version);
-  void set_online(Clock clock, Member& member, bool online);
+  void set_connected(Clock clock, Member& member, bool connected);
   // Deletes the node (ephemeral ones); its device and keys stay.
   Status remove(Clock clock, NodeId id);
   // The node key's time has come: tells everyone.
@@ -186,6 +188,8 @@ class Directory final : public Service {
   DeviceInfo describe(Clock clock, const AccountState& account, const Member& member) const;
   DeviceInfo describe(Clock clock, const AccountState& account, const DeviceRecord& device) const;
   void changed(Clock clock, Member& member, NodeChanges changes, bool soft);
+  // Brings `online` in line with what it follows from; what peers must be told.
+  NodeChanges refresh_online(Clock clock, Member& member);
 
   DirectoryConfig config_;
   std::unique_ptr<Engine> own_engine_;

@@ -49,6 +49,8 @@ constexpr Duration kOfflineGrace = 10s;
 constexpr Duration kPrefaceTimeout = 10s;
 // A session without an open request: the client may come back with an update; its next request costs a new handshake.
 constexpr Duration kIdleSessionTimeout = 3min;
+// A new node is told to its peers when it has a home relay, by which they can reach it, or after this long.
+constexpr Duration kHoldBack = 1s;
 // An ephemeral node that stopped polling; Headscale's built-in value.
 constexpr Duration kEphemeralTimeout = 120s;
 // Soft state (endpoints, home relay, Hostinfo, last seen) is written this late at most, many nodes in one transaction.

@@ -15,6 +15,22 @@ void append_members(std::string& object, std::string_view members) {
   object.push_back('}');
 }
 
+// Devices of one account are one person's: they may send each other files (Taildrop).
+constexpr const char* kFileSharing = "https://tailscale.com/cap/file-sharing";
+
+// Clients compare the expiry of their own key with their own clock: one that is wrong by years would still see it passed.
+constexpr WallTime kLongPast = WallTime::from_unix_s(1);
+
+ts2021::MapResponse key_is_void(Clock clock, ts2021::Node node) {
+  node.key_expiry = kLongPast;
+  node.expired = true;
+  node.machine_authorized = false;
+  ts2021::MapResponse m;
+  m.control_time = clock.wall;
+  m.node = std::move(node);
+  return m;
+}
+
 // Everybody in the account may reach everybody on every port. Sources are the tailnet's own ranges: which of their
 // addresses can occur at all is decided by the peers in the map, and those are the account's.
 ts2021::FilterRules account_filter() {
@@ -66,6 +82,12 @@ ts2021::Node MapText::node(Clock clock, const Member& member) const {
   return n;
 }
 
+ts2021::Node MapText::self(Clock clock, const Member& member) const {
+  ts2021::Node n = node(clock, member);
+  n.cap_map[kFileSharing];
+  return n;
+}
+
 const std::string& MapText::peer(Clock clock, Member& member) {
   if (member.peer_json.empty()) member.peer_json = ts2021::encode_node(node(clock, member));
   return member.peer_json;
@@ -75,7 +97,7 @@ std::string MapText::full(Clock clock, Member& viewer, const ts2021::RelayMap& r
   AccountState& account = directory_.account_of(viewer);
   ts2021::MapResponse head;
   head.control_time = clock.wall;
-  head.node = node(clock, viewer);
+  head.node = self(clock, viewer);
   head.derp_map = ts2021::RelayMapUpdate::full(relays);
   std::string suffix = directory_.suffix(account.record);
   head.domain = suffix;
@@ -94,25 +116,24 @@ std::string MapText::full(Clock clock, Member& viewer, const ts2021::RelayMap& r
   head.debug->disable_log_tail = true;
   std::string out = ts2021::encode_map_response(head);
 
-  if (account.members.size() > 1) {
-    std::string peers = "\"Peers\":[";
-    for (auto& [id, member] : account.members) {
-      if (member == &viewer) continue;
-      if (peers.back() != '[') peers.push_back(',');
-      peers.append(peer(clock, *member));
-    }
-    peers.push_back(']');
-    append_members(out, peers);
+  std::string peers = "\"Peers\":[";
+  for (auto& [id, member] : account.members) {
+    if (member == &viewer || member->held_back) continue;
+    if (peers.back() != '[') peers.push_back(',');
+    peers.append(peer(clock, *member));
   }
+  if (peers.back() == '[') return out;
+  peers.push_back(']');
+  append_members(out, peers);
   return out;
 }
 
-std::string MapText::delta(Clock clock, const Delta& delta, Member* self) {
+std::string MapText::delta(Clock clock, const Delta& delta, Member* viewer) {
   ts2021::MapResponse head;
   head.control_time = clock.wall;
   head.peers_removed = delta.removed;
   head.peers_changed_patch = delta.patches;
-  if (self) head.node = node(clock, *self);
+  if (viewer) head.node = self(clock, *viewer);
   std::string out = ts2021::encode_map_response(head);
   if (!delta.changed.empty()) {
     std::string changed = "\"PeersChanged\":[";
@@ -124,6 +145,25 @@ std::string MapText::delta(Clock clock, const Delta& delta, Member* self) {
     append_members(out, changed);
   }
   return out;
+}
+
+std::string MapText::removed(Clock clock, const NodeRecord& record) {
+  Member last;
+  last.record = record;
+  return ts2021::encode_map_response(key_is_void(clock, self(clock, last)));
+}
+
+std::string MapText::unknown(Clock clock, const NodePublic& key, const MachinePublic& machine,
+                             const ts2021::RelayMap& relays) {
+  ts2021::Node node;
+  node.id = 1;  // clients want one, and a stable id; nothing else is in this map that it could be mistaken for
+  node.stable_id = "1";
+  node.key = key;
+  node.machine = machine;
+  ts2021::MapResponse m = key_is_void(clock, std::move(node));
+  // A Go client whose relay map was taken away does not connect to its relay after the new login, as it lives there already.
+  m.derp_map = ts2021::RelayMapUpdate::full(relays);
+  return ts2021::encode_map_response(m);
 }
 
 std::string MapText::relay_map(Clock clock, const ts2021::RelayMap& relays) {

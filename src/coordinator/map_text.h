@@ -24,8 +24,13 @@ class MapText {
     std::vector<NodeId> removed;
     bool empty() const { return changed.empty() && patches.empty() && removed.empty(); }
   };
-  // `self`: also tell the viewer about itself (may be null).
-  std::string delta(Clock clock, const Delta& delta, Member* self);
+  // `viewer`: also tell it about itself (may be null).
+  std::string delta(Clock clock, const Delta& delta, Member* viewer);
+  // The last message of a stream whose node was removed: it asks for a login then (control protocol, 9.3).
+  std::string removed(Clock clock, const NodeRecord& record);
+  // The same for a node key that no node has, as the first message of a stream.
+  static std::string unknown(Clock clock, const NodePublic& key, const MachinePublic& machine,
+                             const ts2021::RelayMap& relays);
   static std::string relay_map(Clock clock, const ts2021::RelayMap& relays);
   static std::string keep_alive();
 
@@ -34,6 +39,8 @@ class MapText {
 
  private:
   ts2021::Node node(Clock clock, const Member& member) const;
+  // As it sees itself.
+  ts2021::Node self(Clock clock, const Member& member) const;
 
   Directory& directory_;
 };

@@ -286,6 +286,7 @@ Result<Member*> Directory::admit(Clock clock, const Owner& owner, const MachineP
   unsaved_.erase(member->record.id);
   member->dirty = false;
   if (listener_ && old_key != node_key) listener_->node_key_retired(old_key);
+  refresh_online(clock, *member);
   changed(clock, *member, kNodeChanged | kSelfChanged, false);
   return member;
 }

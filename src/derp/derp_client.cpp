@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "derp/dial.h"
 #include "derp/login.h"
 #include "derp/meta_cert.h"
 
@@ -53,58 +54,23 @@ std::string printable(std::string_view text) {
   return out;
 }
 
+// The answer to GET /derp that is no 101. A relay refuses an upgrade only when it does not see one.
+Error refused_upgrade(const wire::HttpMessageParser& answer) {
+  const int status = answer.head().status();
+  const std::string server = printable(answer.head().header("Server").value_or(""));
+  std::string line = printable(answer.body().substr(0, answer.body().find('\n')));
+  if (line.ends_with('.')) line.pop_back();
+  std::string text = "the relay refused the upgrade with HTTP status " + std::to_string(status);
+  if (!server.empty()) text += " by " + server;
+  if (!line.empty() && !line.starts_with('<')) text += ": " + line;
+  if (status >= 502 && status <= 504) return {ErrorCode::kUnavailable, text + "; the relay behind that proxy does not run"};
+  if (status == 400 || status == 405 || status == 426 || status < 300)
+    text += "; a proxy in front of it does not pass the upgrade (nginx: proxy_http_version 1.1; proxy_set_header Upgrade $http_upgrade; proxy_set_header Connection \"upgrade\";)";
+  return {ErrorCode::kRefused, text};
+}
+
 std::string seconds_text(Duration d) {
   return std::to_string(std::chrono::duration_cast<std::chrono::seconds>(d).count()) + " s";
-}
-
-// What a node's address field allows (1.4 of the relay map rules): a literal of the family, DNS, or nothing.
-struct Family {
-  std::optional<IpAddress> literal;
-  bool off = false;
-};
-Family family_of(std::string_view field, bool v4) {
-  if (field.empty()) return {};
-  auto address = IpAddress::parse(field);
-  if (address && address->is_v4() == v4) return {address, false};
-  return {std::nullopt, true};
-}
-
-// nullopt: this node cannot be dialled.
-std::optional<OpenStream> stream_to(const ts2021::RelayNode& node, bool all_plain) {
-  bool plain_http = all_plain || node.plain_http;
-  if (node.stun_only || node.host_name.empty()) return std::nullopt;
-  OpenStream open;
-  open.host = node.host_name;
-  std::uint16_t standard_port = plain_http ? kDefaultPlainPort : kDefaultPort;
-  if (node.derp_port < 0 || node.derp_port > 65535) return std::nullopt;
-  open.port = node.derp_port == 0 ? standard_port : static_cast<std::uint16_t>(node.derp_port);
-
-  Family v4 = family_of(node.ipv4, true), v6 = family_of(node.ipv6, false);
-  if (auto literal = IpAddress::parse(node.host_name)) {
-    Family& own = literal->is_v4() ? v4 : v6;
-    if (own.off) return std::nullopt;
-    open.addresses.push_back(own.literal ? *own.literal : *literal);
-  } else {
-    if (v4.off && v6.off) return std::nullopt;
-    for (const Family& f : {v4, v6})
-      if (f.literal) open.addresses.push_back(*f.literal);
-  }
-
-  constexpr std::string_view kPinPrefix = "sha256-raw:";
-  std::string_view cert = node.cert_name;
-  if (plain_http) {
-    open.tls = TlsMode::kPlain;
-  } else if (cert.starts_with(kPinPrefix)) {
-    open.tls = TlsMode::kPinned;
-    open.pin.resize(32);
-    if (!from_hex_exact(cert.substr(kPinPrefix.size()), open.pin)) return std::nullopt;
-  } else if (!cert.empty() && cert != node.host_name) {
-    open.tls = TlsMode::kVerify;
-    open.certificate_name = cert;
-  } else {
-    open.tls = node.insecure_for_tests ? TlsMode::kInsecure : TlsMode::kVerify;
-  }
-  return open;
 }
 
 }  // namespace
@@ -318,7 +284,7 @@ void DerpClient::dial(Instant now, Region& region) {
   const auto& nodes = region.definition.nodes;
   for (; region.node_index < nodes.size() && now < region.budget_end; ++region.node_index) {
     const ts2021::RelayNode& node = nodes[region.node_index];
-    std::optional<OpenStream> open = stream_to(node, config_.plain_http);
+    std::optional<OpenStream> open = relay_stream(node, config_.plain_http);
     if (!open) continue;
     open->id = next_stream_id_++;
     open->purpose = region.name();
@@ -326,11 +292,9 @@ void DerpClient::dial(Instant now, Region& region) {
     c.id = open->id;
     c.node = printable(node.name.empty() ? node.host_name : node.name);
     c.last_chance = std::none_of(nodes.begin() + static_cast<std::ptrdiff_t>(region.node_index) + 1, nodes.end(),
-                                 [&](const auto& n) { return stream_to(n, config_.plain_http).has_value(); });
+                                 [&](const auto& n) { return relay_stream(n, config_.plain_http).has_value(); });
     c.deadline = region.step_deadline(now);
-    bool bracket = open->host.find(':') != std::string::npos;
-    c.host_header = bracket ? "[" + open->host + "]" : open->host;
-    if (open->port != (open->tls == TlsMode::kPlain ? 80 : kDefaultPort)) c.host_header += ":" + std::to_string(open->port);
+    c.host_header = host_header(*open);
     actions_.push_back(std::move(*open));
     return;
   }
@@ -491,7 +455,7 @@ void DerpClient::stream_closed(Instant now, StreamId id, const Error* error) {
   Connection& c = *region->connection;
   Error why = error ? *error : Error{ErrorCode::kReset, "the relay closed the connection"};
   if (c.stage == Stage::kHttp && c.http->head_done())
-    why = {ErrorCode::kRefused, "the relay refused the upgrade with HTTP status " + std::to_string(c.http->head().status()) + ": " + printable(c.http->body())};
+    why = refused_upgrade(*c.http);
   else if (c.stage == Stage::kLoggedIn)
     why = {ErrorCode::kRefused, "the relay closed the connection during the login; it may not admit this node"};
   bool confirmed = c.stage == Stage::kConfirmed;
@@ -529,8 +493,7 @@ bool DerpClient::handle_http(Instant now, Region& region, MutBytes& in) {
   if (c.http->head_done() && c.http->head().status() != 101) {
     // Wait for the end of the explanation, but not for more than is kept of it.
     if (!taken || c.http->done()) {
-      attempt_failed(now, region, {ErrorCode::kRefused, "the relay refused the upgrade with HTTP status " +
-                                                            std::to_string(c.http->head().status()) + ": " + printable(c.http->body())});
+      attempt_failed(now, region, refused_upgrade(*c.http));
       return false;
     }
   }
@@ -737,8 +700,11 @@ bool DerpClient::handle_frame(Instant now, Region& region, const FrameHeader& he
 
 void DerpClient::confirm(Instant now, Region& region) {
   Connection& c = *region.connection;
-  Instant& stamp = last_frame_.try_emplace(region.id, now).first->second;
-  if (now - stamp >= kLastFrameGranularity) stamp = now;
+  auto [stamp, first] = last_frame_.try_emplace(region.id, now);
+  if (first || now - stamp->second >= kLastFrameGranularity) {
+    stamp->second = now;
+    host_.relay_heard(now, region.id);
+  }
   if (c.stage == Stage::kConfirmed) return;
   c.stage = Stage::kConfirmed;
   c.since = now;

@@ -56,6 +56,8 @@ class DerpHost {
   // A packet that `source` (by the relay's word: a hint, not a proof) sent us. Valid and writable until the consume() call
   // that delivers it returns, so that a batch can be collected and decrypted in place.
   virtual void relay_packet(Instant now, int region, const NodePublic& source, MutBytes data) = 0;
+  // The relay is alive: any frame came, told at most every 5 s. For the choice of the home region.
+  virtual void relay_heard(Instant, int /*region*/) {}
 };
 
 // The relay took our login and proved its key.

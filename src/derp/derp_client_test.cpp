@@ -253,14 +253,14 @@ TEST(DerpClient, HttpRefusalIsTold) {
   s.produce();
   s.feed(as_bytes("HTTP/1.1 426 Upgrade Required\r\nContent-Length: 17\r\n\r\nproxy in the way\n"));
   EXPECT_EQ(s.client.status(1).state, RegionState::kWaiting);
-  EXPECT_NE(s.client.status(1).last_error->message.find("426: proxy in the way"), std::string::npos);
+  EXPECT_NE(s.client.status(1).last_error->message.find("426: proxy in the way; a proxy in front of it does not pass the upgrade (nginx: "), std::string::npos);
   Scripted until_close;
   until_close.open();
   until_close.produce();
   until_close.feed(as_bytes("HTTP/1.1 502 Bad Gateway\r\n\r\nno upstream"));
   EXPECT_EQ(until_close.client.status(1).state, RegionState::kConnecting);
   until_close.client.stream_closed(until_close.now, until_close.stream, nullptr);
-  EXPECT_NE(until_close.client.status(1).last_error->message.find("502: no upstream"), std::string::npos);
+  EXPECT_NE(until_close.client.status(1).last_error->message.find("502: no upstream; the relay behind that proxy does not run"), std::string::npos);
   Scripted endless;
   endless.open();
   endless.produce();

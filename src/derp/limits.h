@@ -46,6 +46,11 @@ constexpr Duration kWriteDeadline = 10s;
 // Longest wait a Restarting frame can impose, and how long its promise of a quick return holds at most.
 constexpr Duration kRestartWaitMax = 30s;
 constexpr Duration kRestartTryMax = 10min;
+// Regions measured at once by LatencyProbe, each with a TLS connection; the public map has about 30.
+constexpr std::size_t kLatencyProbesMax = 64;
+// All of it, and one node of a region: TCP, TLS and the request are four round trips, at 300 ms for the farthest.
+constexpr Duration kLatencyProbeTime = 2s;
+constexpr Duration kLatencyProbeNodeTime = 1500ms;
 // How far the idle check may be late.
 constexpr Duration kIdleSlack = 15s;
 

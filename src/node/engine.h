@@ -7,6 +7,10 @@
 // How to run it (runtime and simulator do the same): call the handle_* functions as things happen; then settle():
 // it lets packets out and must be followed by poll_action(), poll_event() and stack().poll_event() until empty, and
 // stream bytes moved with produce(). Arm one timer for next_timeout(). One thread at a time.
+//
+//   engine.cpp          commands, bytes, time, what a status shows
+//   engine_tunnel.cpp   what the tunnel asks and tells, TSMP
+//   engine_netmap.cpp   what the control client, the paths and the relays tell
 #pragma once
 
 #include <map>
@@ -24,6 +28,7 @@
 #include "control/control_client.h"
 #include "control/packet_filter.h"
 #include "derp/derp_client.h"
+#include "derp/latency_probe.h"
 #include "netstack/stack.h"
 #include "paths/paths.h"
 #include "proxy/names.h"
@@ -39,6 +44,7 @@ struct EngineConfig {
   // Of the last run when the UDP port is the same, so that nothing changes for peers; a new one otherwise. Not zero.
   crypto::DiscoPrivate disco_key;
   bool fixed_port = false;             // the UDP port was configured
+  bool plain_relays = false;           // every relay without TLS, for laboratories
   // saved_map() of the last run: peers can be reached before the coordinator has answered. Damaged or foreign: ignored.
   std::string saved_map;
   netstack::StackConfig stack;
@@ -55,6 +61,8 @@ enum class NodeState {
   kFailed,
 };
 std::string_view to_string(NodeState state);
+// "film" of "film.home.example".
+std::string first_label(std::string_view fqdn);
 
 struct StateEvent { NodeState state = NodeState::kStopped; std::optional<Error> error; };
 struct RunningEvent { std::vector<IpAddress> addresses; };
@@ -215,6 +223,7 @@ class Engine final : private wg::Host, private derp::DerpHost {
   void session(wg::PeerId peer, wg::SessionState state) override;
   // derp::DerpHost
   void relay_packet(Instant now, int region, const NodePublic& source, MutBytes data) override;
+  void relay_heard(Instant now, int region) override;
 
   Peer* by_tunnel(wg::PeerId id);
   const Peer* by_key(const NodePublic& key) const;
@@ -231,6 +240,7 @@ class Engine final : private wg::Host, private derp::DerpHost {
   void drain_control();
   void drain_paths();
   void drain_derp();
+  void drain_latencies();
   void apply_netmap(const control::NetmapChange& change);
   void upsert_peer(const ts2021::Node& node, std::vector<std::string>& added);
   void remove_peer(ts2021::NodeId id, std::vector<std::string>* removed);
@@ -251,6 +261,7 @@ class Engine final : private wg::Host, private derp::DerpHost {
   std::unique_ptr<wg::Tunnel> tunnel_;
   std::unique_ptr<paths::Paths> paths_;
   std::unique_ptr<derp::DerpClient> derp_;
+  std::unique_ptr<derp::LatencyProbe> latencies_;
   std::unique_ptr<netstack::Stack> stack_;
   control::PacketFilter filter_;
   proxy::NameTable names_;

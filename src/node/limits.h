@@ -8,8 +8,10 @@
 
 namespace porthole::node {
 
-// Stream ids: the control client's from 1, the relays' from here; neither can reach the other in a lifetime.
+// Stream ids: the control client's from 1, the relays' and those that measure relays from here; none can reach another's
+// in a lifetime.
 constexpr StreamId kRelayStreamFirst = StreamId{1} << 40;
+constexpr StreamId kLatencyStreamFirst = StreamId{1} << 41;
 
 // A first initiation can be lost to a path that is just opening or to a peer that has not heard of us yet. Waiting
 // WireGuard's 5 s for the second would be the whole start-up budget several times over; a peer accepts one every 20 ms.

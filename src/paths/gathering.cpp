@@ -55,6 +55,13 @@ void Paths::Impl::pump_netcheck(Instant now) {
   const bool was_running = netcheck.running();
   netcheck.handle_timeout(now);
   while (auto host = netcheck.names().take_request()) events.push_back(ResolveRequest{std::move(*host)});
+  if (std::vector<int> far = netcheck.take_measure_request(); !far.empty()) {
+    events.push_back(MeasureRelays{std::move(far)});
+    // The rest of the run is about relays: nobody waits for it to learn where we are.
+    gathered_at = now;
+    update_endpoints(now);
+    release_call_me_maybes(now);
+  }
   if (was_running && !netcheck.running()) finish_run(now);
 }
 
@@ -70,7 +77,7 @@ void Paths::Impl::early_results(Instant now) {
 
 void Paths::Impl::finish_run(Instant now) {
   NetcheckReport report = netcheck.report(now);
-  if (report.udp) {
+  if (!report.regions.empty()) {
     last_latencies = netcheck.latencies();
     history.add(now, home_latencies());
   }
@@ -281,6 +288,8 @@ void Paths::note_control_connected(Instant now, bool connected) {
 void Paths::note_relay_connected(Instant now, int region, bool connected) {
   Impl& i = *impl_;
   const bool was = i.connected_regions.contains(region);
+  // Home stays away: is there a better one meanwhile? News only where there is a choice.
+  if (!was && !connected && region == i.home && i.home_candidates().size() > 1) i.request_gather(now, false);
   if (was == connected) return;
   if (connected) {
     i.connected_regions.insert(region);
@@ -306,6 +315,11 @@ void Paths::note_peer_gone(Instant, int region, const NodePublic& key) {
 
 void Paths::resolved(Instant now, const std::string& host, std::span<const IpAddress> addresses) {
   impl_->netcheck.resolved(now, host, addresses);
+  impl_->pump_netcheck(now);
+}
+
+void Paths::relay_measured(Instant now, int region, std::optional<Duration> took, bool v6) {
+  impl_->netcheck.relay_measured(now, region, took, v6);
   impl_->pump_netcheck(now);
 }
 

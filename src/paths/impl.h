@@ -77,6 +77,7 @@ struct Paths::Impl {
   void peer_timeout(Instant now, Peer& p);
   void reschedule(Peer& p);
   void clear_best(Peer& p);
+  void distrust(Peer& p);
   void forget_paths(Peer& p);
   void drop_dead_candidates(Instant now, Peer& p);
   Candidate* add_candidate(Instant now, Peer& p, const Endpoint& e);

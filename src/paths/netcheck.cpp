@@ -49,6 +49,9 @@ void Netcheck::start(Instant now, std::span<const RelayRegion> regions, std::vec
   in_flight_.clear();
   planned_.clear();
   enough_at_.reset();
+  to_measure_.clear();
+  measuring_.clear();
+  measured_ = udp_answered_ = http_v4_ = http_v6_ = false;
   latencies_.clear();
   mappings_.clear();
   global_v4_.reset();
@@ -107,13 +110,42 @@ Duration Netcheck::settle_time() const {
 }
 
 bool Netcheck::finished(Instant now) const {
+  if (measured_) return measuring_.empty() || now - started_ >= kReportTimeout;
   if (now - started_ >= kStunProbeTimeout) return true;
   if (std::all_of(sets_.begin(), sets_.end(), [](const Set& s) { return s.done; })) return true;
   if (!enough_at_) return false;
   return now >= *enough_at_ + settle_time();
 }
 
+// STUN has had its time. True: the run goes on with requests by HTTP.
+bool Netcheck::measure_instead(Instant now) {
+  if (measured_ || udp_answered_ || now - started_ >= kReportTimeout) return false;
+  for (const RelayRegion& r : regions_) {
+    const bool relays = std::any_of(r.nodes.begin(), r.nodes.end(), [](const RelayNode& n) { return !n.stun_only; });
+    if (relays && !r.avoid && !r.no_measure_no_home) to_measure_.push_back(r.id);
+  }
+  measured_ = true;
+  measuring_ = {to_measure_.begin(), to_measure_.end()};
+  for (Set& s : sets_) s.done = true;
+  return !measuring_.empty();
+}
+
+void Netcheck::relay_measured(Instant now, int region, std::optional<Duration> took, bool v6) {
+  if (!running_ || measuring_.erase(region) == 0) return;
+  if (took) {
+    RegionLatency& l = latencies_[region];
+    l.region = region;
+    (v6 ? l.v6 : l.v4) = took;
+    (v6 ? http_v6_ : http_v4_) = true;
+  }
+  if (finished(now)) wake_ = now;   // the next handle_timeout() ends the run
+}
+
 void Netcheck::compute_wake(Instant now) {
+  if (measured_) {
+    wake_ = started_ + kReportTimeout;
+    return;
+  }
   wake_ = started_ + kStunProbeTimeout;
   for (const Set& s : sets_) {
     if (s.done || s.next >= s.plan.probes.size()) continue;
@@ -126,7 +158,7 @@ void Netcheck::compute_wake(Instant now) {
 void Netcheck::handle_timeout(Instant now) {
   if (!running_) return;
   for (std::size_t i = 0; i < sets_.size(); ++i) send_due(now, i);
-  if (finished(now)) {
+  if (finished(now) && !measure_instead(now)) {
     running_ = false;
     return;
   }
@@ -158,8 +190,10 @@ bool Netcheck::handle_response(Instant now, const wire::stun::Response& response
   const InFlight answered = *it;
   in_flight_.erase(it);
   if (!response.mapped.is_valid()) return true;
+  if (measured_) return true;   // too late to count: the run is about HTTP now
   Set& set = sets_[answered.set];
   set.done = true;
+  udp_answered_ = true;
   const int id = regions_[set.plan.region].id;
   RegionLatency& l = latencies_[id];
   l.region = id;
@@ -177,9 +211,9 @@ bool Netcheck::handle_response(Instant now, const wire::stun::Response& response
 NetcheckReport Netcheck::report(Instant now) const {
   NetcheckReport r;
   r.full = full_;
-  r.udp = !latencies_.empty();
-  r.ipv4 = global_v4_.has_value();
-  r.ipv6 = global_v6_.has_value();
+  r.udp = udp_answered_;
+  r.ipv4 = global_v4_.has_value() || http_v4_;
+  r.ipv6 = global_v6_.has_value() || http_v6_;
   r.mapping_varies = varies_;
   r.global_v4 = global_v4_;
   r.global_v6 = global_v6_;

@@ -1,4 +1,5 @@
-// One netcheck run after the other: STUN requests to relay nodes, latencies per region, our address as others see it.
+// One netcheck run after the other: STUN requests to relay nodes, latencies per region, our address as others see it. When no
+// STUN server answers, UDP is taken for blocked, and the rest of the run is for latencies that somebody else measures by HTTP.
 //
 // Requests must leave from the sockets that carry WireGuard, else the mapped port is worthless: they go out through the
 // same DatagramSink, and answers come back through handle_response(). Latency counts from the send of the very packet
@@ -9,6 +10,7 @@
 #include <optional>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/datagram.h"
@@ -58,6 +60,10 @@ class Netcheck {
     names_.resolved(now, host, addresses);
   }
   NameCache& names() { return names_; }
+  // Regions to measure by HTTP; once per run, when STUN has failed.
+  std::vector<int> take_measure_request() { return std::exchange(to_measure_, {}); }
+  // Ignored unless it was asked for in this run.
+  void relay_measured(Instant now, int region, std::optional<Duration> took, bool v6);
 
   // Results so far of the running, or of the last run.
   Instant started() const { return started_; }
@@ -88,6 +94,7 @@ class Netcheck {
   void note_mapping(const Endpoint& mapped);
   Duration settle_time() const;
   bool finished(Instant now) const;
+  bool measure_instead(Instant now);
   void compute_wake(Instant now);
 
   DatagramSink& sink_;
@@ -105,6 +112,10 @@ class Netcheck {
   std::vector<InFlight> in_flight_;
   std::set<int> planned_;                         // regions of the plan
   std::optional<Instant> enough_at_;              // when enough regions had answered
+  std::vector<int> to_measure_;
+  std::set<int> measuring_;                       // regions whose HTTP answer is out
+  bool measured_ = false;                         // this run asked for HTTP
+  bool udp_answered_ = false, http_v4_ = false, http_v6_ = false;
   std::map<int, RegionLatency> latencies_;
   std::vector<std::pair<Endpoint, int>> mappings_;  // in order of first sight, with counts
   std::optional<Endpoint> global_v4_, global_v6_;

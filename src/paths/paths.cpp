@@ -96,6 +96,7 @@ bool Paths::Impl::set_map_endpoints(Instant now, Peer& p, const std::vector<Endp
 
 Peer* Paths::Impl::upsert(Instant now, const PeerConfig& config) {
   if (config.key.is_zero()) return nullptr;
+  bool restarted = false;
   Peer* p = peer_of(config.key);
   if (p == nullptr) {
     if (by_key.size() >= kPeersMax) {
@@ -121,21 +122,24 @@ Peer* Paths::Impl::upsert(Instant now, const PeerConfig& config) {
     set_disco(*p, config.disco);
   } else if (config.disco != p->map_disco) {
     // Only the map's own change counts: it may lag behind a key that the peer told us itself.
-    const bool restarted = !p->map_disco.is_zero() && !config.disco.is_zero() && config.disco != p->disco;
+    restarted = !p->map_disco.is_zero() && !config.disco.is_zero() && config.disco != p->disco;
     p->map_disco = config.disco;
     if (config.disco != p->disco) {
       set_disco(*p, config.disco);
       for (Candidate& c : p->candidates) c.last_ping.reset();   // earlier pings went to a key that is gone
       p->next_round = {};
     }
-    if (restarted) events.push_back(PeerRestarted{p->key});
+    if (restarted) {
+      distrust(*p);
+      events.push_back(PeerRestarted{p->key});
+    }
   }
   p->listed = peer_list;
   p->home_region = config.home_region;
   p->expired = config.expired;
   const bool news = set_map_endpoints(now, *p, config.endpoints);
   update_relay(*p);
-  if (news) try_again(now, *p);
+  if (news || restarted) try_again(now, *p);
   send_waiting_pings(now);
   reschedule(*p);
   return p;

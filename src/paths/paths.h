@@ -143,10 +143,10 @@ struct RegionLatency {
 struct NetcheckReport {
   bool full = false;
   bool udp = false;                          // any STUN answer
-  bool ipv4 = false, ipv6 = false;           // an answer whose mapped address is of that family
+  bool ipv4 = false, ipv6 = false;           // an answer by that family: of STUN, or of a relay where UDP is blocked
   std::optional<bool> mapping_varies;        // unset: fewer than two IPv4 answers
   std::optional<Endpoint> global_v4, global_v6;
-  std::vector<RegionLatency> regions;        // answered regions, ascending by id
+  std::vector<RegionLatency> regions;        // answered regions, ascending by id; by HTTP when `udp` is false
   int home_region = 0;                       // after the choice
   Duration took{};
 };
@@ -172,12 +172,15 @@ struct PingResult {
   std::optional<int> relay_region;    // ... or the relay it went through
   Duration latency{};
 };
+// No STUN server answered: how far are these relays by HTTP? Answer each with relay_measured(), soon; the run waits for
+// them up to its own end. A newer request replaces an older one.
+struct MeasureRelays { std::vector<int> regions; };
 struct ResolveRequest { std::string host; };     // answer with resolved(); at most one request per name is open
 struct NetcheckDone { NetcheckReport report; };
 struct RebindWanted { std::string reason; };     // rebind the sockets, then handle_rebind()
 
 using Event = std::variant<EndpointsChanged, HomeRegionChanged, NetInfoChanged, PeerPathChanged, PeerRestarted, PingResult,
-                           ResolveRequest, NetcheckDone, RebindWanted>;
+                           MeasureRelays, ResolveRequest, NetcheckDone, RebindWanted>;
 
 struct CandidateStatus {
   Endpoint endpoint;
@@ -270,7 +273,8 @@ class Paths {
 
   // Control connection up or down (up until told otherwise): the home region never changes while it is down (peers could not learn of it).
   void note_control_connected(Instant now, bool connected);
-  // A relay connection is open (handshake done) or gone.
+  // A relay connection is open (handshake done), gone, or could again not be opened. For home the last two start a
+  // netcheck, which may choose another.
   void note_relay_connected(Instant now, int region, bool connected);
   // Any frame came from that region (home choice). handle_relayed() implies it.
   void note_relay_heard(Instant now, int region);
@@ -307,6 +311,8 @@ class Paths {
 
   // Answer to ResolveRequest; empty when the name could not be resolved.
   void resolved(Instant now, const std::string& host, std::span<const IpAddress> addresses);
+  // Answer to MeasureRelays: the time of one request to the region by HTTP, and the family it went by; unset: no answer.
+  void relay_measured(Instant now, int region, std::optional<Duration> took, bool v6);
   // A netcheck on demand; NetcheckDone follows (immediately available when there is nothing to measure). During a run:
   // exactly one more is made afterwards.
   void start_netcheck(Instant now, bool full);

@@ -106,6 +106,102 @@ TEST(Paths, HomeWithoutAnyAnswerIsStillOneAndStable) {
   EXPECT_FALSE(a.events_of<NetcheckDone>()[0].report.udp);
 }
 
+TEST(Paths, WithoutUdpTheNearestRelayByHttpIsHome) {
+  World w;
+  w.add_region(3, "192.0.2.30:3478", false);
+  w.add_region(5, "192.0.2.50:3478", false);
+  w.add_region(7, "192.0.2.70:3478", false);
+  w.add_region(9, "192.0.2.90:3478", false);
+  w.map.regions[2].avoid = true;
+  w.map.regions[3].nodes[0].stun_only = true;
+  w.http_latencies = {{3, 80ms}, {5, 30ms}, {7, 1ms}, {9, 1ms}};
+  Host& a = w.add_host("a", {"198.51.100.5:41641"});
+  a.paths->start_netcheck(w.now, true);
+  w.start(a);
+  w.run(4s);
+  ASSERT_EQ(a.events_of<MeasureRelays>().size(), 1u);   // only once STUN has had its time
+  EXPECT_EQ(a.events_of<MeasureRelays>()[0].regions, (std::vector<int>{3, 5}));
+  EXPECT_EQ(a.home, 5);
+  const auto done = a.events_of<NetcheckDone>();
+  ASSERT_EQ(done.size(), 1u);
+  EXPECT_FALSE(done[0].report.udp);
+  EXPECT_TRUE(done[0].report.ipv4);
+  EXPECT_FALSE(done[0].report.ipv6);
+  ASSERT_EQ(done[0].report.regions.size(), 2u);
+  EXPECT_EQ(done[0].report.regions[1].best(), 30ms);
+  EXPECT_EQ(done[0].report.home_region, 5);
+  EXPECT_LT(done[0].report.took, 3200ms);
+  EXPECT_EQ(a.paths->net_info().working_udp, false);
+  EXPECT_EQ(a.paths->net_info().relay_latency.at("5-v4"), 0.03);
+}
+
+TEST(Paths, MeasuringByHttpEndsInTimeAndBelievesNobodyElse) {
+  World w;
+  w.add_region(3, "192.0.2.30:3478", false);
+  w.add_region(5, "192.0.2.50:3478", false);
+  w.http_latencies = {{3, 40ms}, {5, 10s}};   // the second would answer much too late
+  Host& a = w.add_host("a", {"198.51.100.5:41641"});
+  a.paths->relay_measured(w.now, 5, 1ms, false);
+  w.start(a);
+  w.run(1s);
+  a.paths->relay_measured(w.now, 5, 1ms, false);   // nobody asked yet
+  w.run(3s);
+  EXPECT_EQ(a.home, 0);
+  w.run(1100ms);
+  EXPECT_EQ(a.home, 3);
+  w.run(20s);
+  EXPECT_EQ(a.home, 3);
+  EXPECT_EQ(a.paths->counters().netchecks, 1u);
+}
+
+TEST(Paths, HomeThatStaysAwayIsLeftForOneThatAnswers) {
+  for (const bool blocked : {false, true}) {
+    World w;
+    w.add_region(3, "192.0.2.30:3478", !blocked);
+    w.add_region(5, "192.0.2.50:3478", !blocked);
+    w.http_latencies = {{3, 10ms}, {5, 50ms}};
+    if (!blocked) w.stun_servers[ep("192.0.2.50:3478")] = false;
+    Host& a = w.add_host("a", {"198.51.100.5:41641"});
+    w.start(a);
+    w.run(5s);
+    ASSERT_EQ(a.home, 3);
+    a.paths->note_relay_heard(w.now, 3);
+    w.stun_servers[ep("192.0.2.50:3478")] = !blocked;
+    w.stun_servers[ep("192.0.2.30:3478")] = false;
+    w.http_latencies.erase(3);
+    const Instant died = w.now;
+    // No traffic at all: only the attempts to reach it again, and their failures.
+    while (a.home == 3 && w.now - died < 60s) {
+      a.paths->note_relay_connected(w.now, 3, false);
+      a.poll();
+      w.run(3s);
+    }
+    EXPECT_EQ(a.home, 5);
+    EXPECT_GT(w.now - died, 8s);    // it may only have restarted
+    EXPECT_LT(w.now - died, 20s);
+    // Back again and clearly nearer: it is home once more.
+    w.http_latencies[3] = 10ms;
+    w.stun_servers[ep("192.0.2.30:3478")] = !blocked;
+    if (blocked) {
+      a.paths->start_netcheck(w.now, true);
+      w.run(5s);
+      EXPECT_EQ(a.home, 3);
+    }
+  }
+}
+
+TEST(Paths, TheOnlyRelayAwayStartsNothing) {
+  TwoPublic t;
+  t.a.paths->note_relay_connected(t.w.now, 1, false);
+  t.w.run(5s);
+  const auto before = t.a.paths->counters().netchecks;
+  for (int i = 0; i < 5; ++i) {
+    t.a.paths->note_relay_connected(t.w.now, 1, false);
+    t.w.run(5s);
+  }
+  EXPECT_EQ(t.a.paths->counters().netchecks, before);
+}
+
 TEST(Paths, HardNatIsRecognised) {
   World w;
   Nat& nat = w.add_nat("198.51.100.1");
@@ -755,10 +851,16 @@ TEST(Paths, NewDiscoKeyFromTheMapMeansRestartFromTheTunnelDoesNot) {
   t.a.poll();
   EXPECT_TRUE(t.a.events_of<PeerRestarted>().empty());
   c.disco = key2.public_key();
+  EXPECT_FALSE(t.a.paths->route(t.w.now, t.b.node).relay_region);
+  const std::uint64_t pings = t.a.paths->counters().pings_sent;
   t.a.paths->upsert_peer(t.w.now, c);
   t.a.poll();
   ASSERT_EQ(t.a.events_of<PeerRestarted>().size(), 1u);
-  EXPECT_TRUE(t.a.paths->status(t.w.now, t.b.node)->direct);   // paths stay
+  // The path stays, but the peer may have another port now: asked at once, and until it answers the relay carries a copy.
+  EXPECT_TRUE(t.a.paths->status(t.w.now, t.b.node)->direct);
+  EXPECT_GT(t.a.paths->counters().pings_sent, pings);
+  EXPECT_TRUE(t.a.paths->route(t.w.now, t.b.node).udp);
+  EXPECT_TRUE(t.a.paths->route(t.w.now, t.b.node).relay_region);
   // The old key no longer speaks for the peer.
   t.a.deliver_udp(ep("9.9.9.9:9"), seal(t.b, t.a, wire::disco::Ping{{1}, t.b.node, 0}));
   EXPECT_EQ(drops(t.a, Drop::kDiscoUnknownSender), 1u);

@@ -167,11 +167,16 @@ void Paths::Impl::reschedule(Peer& p) {
 void Paths::Impl::clear_best(Peer& p) {
   if (!p.best) return;
   p.best.reset();
+  distrust(p);
+  report_path(p);
+}
+
+// The peer restarted, often on another port: what was good may be dead, so the relay carries a copy until a pong says otherwise.
+void Paths::Impl::distrust(Peer& p) {
   p.trust_until = {};
   p.unanswered = 0;
   p.doubt_at.reset();
   p.doubted = false;
-  report_path(p);
 }
 
 // Everything learned about ways to the peer, except where they might be.

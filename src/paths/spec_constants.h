@@ -25,6 +25,7 @@ constexpr Duration kRebindOnErrorInterval = 5s;
 // ---- netcheck ----
 constexpr Duration kFullReportInterval = 5min;
 constexpr Duration kStunProbeTimeout = 3s;
+constexpr Duration kReportTimeout = 5s;                 // the whole run; what STUN leaves of it is for HTTP
 constexpr Duration kFullProbeSpacing = 100ms;
 constexpr int kFullProbeTries = 3;
 constexpr Duration kDefaultActiveRetransmitTime = 200ms;

@@ -112,6 +112,7 @@ class World {
   Duration udp_delay = 10ms, relay_delay = 20ms;
   std::map<Endpoint, bool> stun_servers;                       // endpoint -> answers
   std::function<bool(const Endpoint& source, const Endpoint& destination)> lose;   // UDP on the way
+  std::map<int, Duration> http_latencies;                      // of the regions that answer by HTTP
   std::map<std::string, std::vector<IpAddress>> names;
   std::vector<std::unique_ptr<Host>> hosts;
   std::vector<std::unique_ptr<Nat>> nats;
@@ -312,6 +313,15 @@ inline void Host::poll() {
       for (const TypedEndpoint& t : changed->endpoints) announced.push_back(t.endpoint);
     } else if (const auto* moved = std::get_if<HomeRegionChanged>(&*e)) {
       home = moved->region;
+    } else if (const auto* measure = std::get_if<MeasureRelays>(&*e)) {
+      for (int region : measure->regions) {
+        auto known = world.http_latencies.find(region);
+        const std::optional<Duration> took = known == world.http_latencies.end() ? std::nullopt : std::optional(known->second);
+        world.post(took.value_or(5ms), [this, region, took] {
+          paths->relay_measured(world.now, region, took, false);
+          poll();
+        });
+      }
     } else if (const auto* ask = std::get_if<ResolveRequest>(&*e)) {
       world.post(5ms, [this, host = ask->host] {
         paths->resolved(world.now, host, world.names[host]);

@@ -10,13 +10,16 @@ namespace porthole::relay {
 
 // ---- values that the field's relays use ----
 constexpr Duration kLoginTime = 10s;            // from the connection to a complete ClientInfo
-constexpr Duration kKeepAlivePeriod = 60s;      // plus 0..5 s, fixed per connection
-constexpr Duration kKeepAliveSpread = 5s;
 constexpr Duration kWriteDeadline = 2s;         // output is there and the connection takes none: a dead or stuck reader
 constexpr int kPeerGoneBurst = 3;               // PeerGone "not here" per sender, then one a second
 constexpr Duration kPeerGoneInterval = 1s;
 
 // ---- our own ----
+// The field's relays speak every 60 to 65 s, and a reverse proxy that gives up after 60 s without a byte (nginx, unless told
+// otherwise) cuts an idle connection between two of them, for ever. Clients wait for 120 s.
+constexpr Duration kKeepAlivePeriod = 50s;      // plus 0..5 s, fixed per connection
+constexpr Duration kKeepAliveSpread = 5s;
+
 // Data packets waiting for one connection. The reference keeps 32 and has a writer thread that drains them meanwhile; here
 // one 64 KiB read can bring 48 full tailnet packets for one receiver before anything is written.
 constexpr std::size_t kDataQueuePacketsMax = 256;

@@ -410,7 +410,7 @@ TEST(RelayServer, LoginDeadlineAndKeepAlive) {
 
   ConnId id = raw.log_in(Raw::make_key(2));
   for (int i = 1; i <= 5; ++i) {
-    raw.advance(59900ms);
+    raw.advance(49900ms);
     std::size_t before = raw.server.counters().keepalives;
     for (int k = 0; k < 55 && raw.server.counters().keepalives == before; ++k) raw.advance(100ms);
     auto got = raw.read(id);

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <boost/json.hpp>
+#include <cstdlib>
 
 #include "runtime/sockaddr.h"
 #include "runtime/tcp_accept.h"
@@ -69,6 +70,8 @@ Status NodeRuntime::Loop::open() {
   if (auto map = read_file(dir_.file(kMapFile), kMapBytesMax); map && *map) config.saved_map = std::move(**map);
   config.disco_key = persistent_.disco_key.duplicate();
   config.relay_only = options_.relay_only;
+  // A switch for laboratories, as Tailscale's clients have one: not among the options, so that nobody chooses it for a tailnet.
+  config.plain_relays = std::getenv("PORTHOLE_PLAIN_RELAYS") != nullptr;
   config.fixed_port = options_.udp_port != 0;
   engine_ = std::make_unique<node::Engine>(std::move(config), persistent_.machine_key.duplicate(),
                                            persistent_.node_key.duplicate(), persistent_.last_tai64n,

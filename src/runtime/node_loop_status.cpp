@@ -27,7 +27,6 @@ std::string without_dot(std::string_view fqdn) {
   if (fqdn.ends_with('.')) fqdn.remove_suffix(1);
   return std::string(fqdn);
 }
-std::string first_label(std::string_view fqdn) { return std::string(fqdn.substr(0, fqdn.find('.'))); }
 
 }  // namespace
 
@@ -51,7 +50,7 @@ std::string NodeRuntime::Loop::status_json() {
   if (map.self()) {
     std::string fqdn = without_dot(map.self()->name);
     self["fqdn"] = fqdn;
-    self["name"] = first_label(fqdn);
+    self["name"] = node::first_label(fqdn);
     self["stable_id"] = map.self()->stable_id;
     if (auto u = map.users().find(map.self()->user); u != map.users().end()) self["user"] = u->second.login_name;
     if (!map.self()->tags.empty()) self["tags"] = texts(map.self()->tags);

@@ -286,8 +286,10 @@ class Streams::Conn final : public std::enable_shared_from_this<Streams::Conn> {
     if (request_.tls == TlsMode::kPinned) {
       auto seen = info_.certificates.empty() ? crypto::Hash32{} : crypto::sha256(info_.certificates.front());
       if (!crypto::equal_secret(seen, request_.pin))
-        return fail({ErrorCode::kUnauthorized, "the certificate of " + where() + " is not the pinned one (seen: sha256 " +
-                                                   to_hex(seen) + ")"});
+        return fail({ErrorCode::kUnauthorized, "the certificate of " + where() + " is not the pinned one: sha256-raw:" + to_hex(seen) +
+                                                   " instead of sha256-raw:" + to_hex(request_.pin) +
+                                                   "; if it was renewed there, the new pin belongs into the relay map (CertName), else "
+                                                   "something answers in its place"});
     }
     owner_.loop_.change(token_, true, false);
     opened();

@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
 """Our node beside tailscaled (userspace networking) and tsnet under Headscale."""
 import itertools
+import select
 
+from case_embedding import Embedded, to
 from tailnet import *
 
 ROW = "our node <-> tailscaled and tsnet, under Headscale"
@@ -26,6 +28,38 @@ def test_transfer():
             transfer(film, other, GIB // 8, other.v6)
             transfer(other, film, GIB // 8, film.v6)
         return rates(done)
+
+
+def echoed(s, data, seconds=10):
+    """UDP may lose one: asks again, and late answers to what was asked before do not count."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        s.send(data)
+        while select.select([s], [], [], 0.7)[0]:
+            if s.recv(65536) == data:
+                return True
+    return False
+
+
+def test_udp():
+    """UDP both ways with each of them, IPv4 and IPv6: datagrams of 1 to 1200 bytes, opened from either side, every byte is right"""
+    with Tailnet("headscale-0.29") as t:
+        film = t.ours("film", "--expose", f"udp:{ECHO_UDP}=127.0.0.1:{ECHO_UDP}")
+        app, laptop, go = t.join(Embedded, "app"), t.tailscaled("laptop"), t.tsnet("go")
+        ways = [(film, other, other.datagrams(ip), ip) for other in (laptop, go) for ip in film.ips]
+        for other in (laptop, go):
+            film.reaches(other)
+            other.reaches(film)
+            app.node.wait_peer(other.name)
+            ways += [(other, app, app.node.dial("udp", to(ip, ECHO_UDP)), ip) for ip in other.ips]
+        count = 0
+        for where, opener, s, ip in ways:
+            for size in (1, 2, 3, *range(10, 1200, 70), 1199, 1200):
+                data = PATTERN[count:count + size]
+                check(echoed(s, data), f"{opener.name} > {where.name} {ip}: {size} bytes do not come back, or not the same")
+                count += 1
+            s.close()
+        return f"{count} datagrams there and back"
 
 
 def test_names():

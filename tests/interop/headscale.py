@@ -17,9 +17,11 @@
 
 The port is chosen once and kept over restarts. Options of the constructor: policy_mode "database" or "file" (then
 `policy` is the text of the file, None: no file, everything open), derp=True for the built-in relay and STUN (Headscale
-refuses plain http for it, so it needs tls=(certificate, key)), base_domain, host and host6 (the addresses it is reached at), name (in its
+refuses plain http for it, so it needs tls=(certificate, key)), derp_map (further regions: {id: region} with the members of a relay
+map in lower case), base_domain, host and host6 (the addresses it is reached at), name (in its
 URL), prefix (what
-stands before its command lines, such as `ip netns exec`). Nothing but Python's own library is used.
+stands before its command lines, such as `ip netns exec`), public_url (of a proxy in front of it; it then speaks plain http on
+loopback). Nothing but Python's own library is used.
 """
 import json
 import os
@@ -55,14 +57,16 @@ def _free_port(kind):
 
 
 class Headscale:
-    def __init__(self, folder, policy_mode="database", policy=None, derp=False, tls=None, base_domain="tail.test.internal",
-                 host="127.0.0.1", host6=None, name=None, prefix=()):
+    def __init__(self, folder, policy_mode="database", policy=None, derp=False, derp_map=None, tls=None, base_domain="tail.test.internal",
+                 host="127.0.0.1", host6=None, name=None, prefix=(), public_url=None):
         self.folder = folder
         os.makedirs(folder, mode=0o700, exist_ok=True)
         self.policy_mode = policy_mode
         self.policy = policy
         self.derp = derp
+        self.derp_map = derp_map
         self.tls = tls
+        self.public_url = public_url
         self.base_domain = base_domain
         self.host, self.host6, self.name, self.prefix = host, host6, name or host, list(prefix)
         self.choose_ports()
@@ -78,21 +82,24 @@ class Headscale:
         return os.path.join(self.folder, name)
 
     def url(self):
-        return f"{'https' if self.tls else 'http'}://{self.name}:{self.port}"
+        return self.public_url or f"{'https' if self.tls else 'http'}://{self.name}:{self.port}"
 
     def base(self):
         """Where its API is asked from here."""
-        return self.url()
+        return f"http://127.0.0.1:{self.port}" if self.public_url else self.url()
 
     def _write_config(self, version):
         q = json.dumps  # a JSON value is a YAML value
-        # Without the built-in relay there must be a region all the same: one that answers nothing.
-        with open(self._path("derp.yaml"), "w") as f:
-            f.write('regions: {999: {regionid: 999, regioncode: none, regionname: none, nodes: [{name: "999a", regionid: 999, '
-                    'hostname: 127.0.0.1, ipv4: 127.0.0.1, derpport: 1, stunport: -1}]}}\n')
+        regions = self.derp_map
+        if not self.derp and not regions:   # there must be one all the same: it answers nothing
+            regions = {999: {"regionid": 999, "regioncode": "none", "regionname": "none", "nodes": [
+                {"name": "999a", "regionid": 999, "hostname": "127.0.0.1", "ipv4": "127.0.0.1", "derpport": 1, "stunport": -1}]}}
+        if regions:
+            with open(self._path("derp.yaml"), "w") as f:
+                f.write("regions: {" + ", ".join(f"{id}: {q(region)}" for id, region in regions.items()) + "}\n")
         lines = [
             f"server_url: {self.url()}",
-            f"listen_addr: '{'[::]' if self.host6 else self.host}:{self.port}'",
+            f"listen_addr: '{'127.0.0.1' if self.public_url else '[::]' if self.host6 else self.host}:{self.port}'",
             'metrics_listen_addr: ""',
             "grpc_listen_addr: 127.0.0.1:0",
             "grpc_allow_insecure: false",
@@ -110,6 +117,8 @@ class Headscale:
             lines.append("ephemeral_node_inactivity_timeout: 70s")
         else:
             lines.append("node: {expiry: 0, ephemeral: {inactivity_timeout: 70s}}")
+            if self.public_url:
+                lines.append('trusted_proxies: ["127.0.0.1/32", "::1/128"]')
         if self.policy_mode == "file" and self.policy is not None:
             with open(self._path("policy.hujson"), "w") as f:
                 f.write(self.policy)
@@ -120,7 +129,7 @@ class Headscale:
                   f'stun_listen_addr: "{"[::]" if self.host6 else self.host}:{self.stun_port}", private_key_path: {q(self._path("derp.key"))}, '
                   "verify_clients: true, automatically_add_embedded_derp_region: true, "
                   f"ipv4: {self.host}" + (f", ipv6: '{self.host6}'" if self.host6 else ""))
-        paths = [] if self.derp else [self._path("derp.yaml")]
+        paths = [self._path("derp.yaml")] if regions else []
         lines.append(f"derp: {{server: {{{server}}}, urls: [], paths: {q(paths)}, auto_update_enabled: false}}")
         if self.tls:
             lines += [f"tls_cert_path: {q(self.tls[0])}", f"tls_key_path: {q(self.tls[1])}"]

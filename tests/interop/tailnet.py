@@ -139,8 +139,8 @@ class Member:
     def v6(self):
         return next(a for a in self.ips if ":" in a)
 
-    def connect(self, host, port=BLOBS, seconds=20):
-        """A connection over the tailnet, through this member's SOCKS5 proxy; ConnectionError when it says no."""
+    def _socks(self, command, host, port, seconds):
+        """A request to this member's SOCKS5 proxy: its connection, and the (address, port) of the answer; ConnectionError when it says no."""
         address, proxy_port, user, password = self.socks
         with inside(self.space):
             s = socket.create_connection((address, proxy_port), timeout=seconds)
@@ -155,13 +155,25 @@ class Member:
             to = (b"\x04" if ":" in host else b"\x01") + literal
         except OSError:
             to = b"\x03" + bytes([len(host)]) + host.encode()
-        s.sendall(b"\x05\x01\x00" + to + port.to_bytes(2, "big"))
+        s.sendall(bytes([5, command, 0]) + to + port.to_bytes(2, "big"))
         head = exactly(s, 4)
-        exactly(s, 6 if head[3] == 1 else 18 if head[3] == 4 else exactly(s, 1)[0] + 2)
+        bound = exactly(s, 6 if head[3] == 1 else 18 if head[3] == 4 else exactly(s, 1)[0] + 2)
         if head[1] != 0:
             s.close()
             raise ConnectionError(f"{self.name}: the proxy answers {head[1]} for {host}:{port}")
-        return s
+        return s, (socket.inet_ntop(socket.AF_INET, bound[:4]) if head[3] == 1 else "", int.from_bytes(bound[-2:], "big"))
+
+    def connect(self, host, port=BLOBS, seconds=20):
+        """A connection over the tailnet, through this member's SOCKS5 proxy; ConnectionError when it says no."""
+        return self._socks(1, host, port, seconds)[0]
+
+    def datagrams(self, host, port=ECHO_UDP):
+        """Something with send, recv, fileno and close that exchanges datagrams with host:port through this member's proxy (Go's have UDP)."""
+        control, relay = self._socks(3, "0.0.0.0", 0, 20)
+        with inside(self.space):
+            s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        s.connect(relay)
+        return ProxiedDatagrams(control, s, host, port)
 
     def ask(self, host, line="WHO", port=BLOBS, seconds=20):
         s = self.connect(host, port, seconds)
@@ -194,6 +206,30 @@ class Member:
 
     def close(self):
         self.blobs.close()
+
+
+class ProxiedDatagrams:
+    """RFC 1928, UDP ASSOCIATE."""
+
+    def __init__(self, control, s, host, port):
+        self.control, self.s = control, s
+        six = ":" in host
+        self.head = b"\0\0\0" + (b"\x04" if six else b"\x01") + socket.inet_pton(socket.AF_INET6 if six else socket.AF_INET, host) + port.to_bytes(2, "big")
+
+    def fileno(self):
+        return self.s.fileno()
+
+    def send(self, data):
+        self.s.send(self.head + data)
+
+    def recv(self, size):
+        packet = self.s.recv(size + len(self.head))
+        check(packet[:len(self.head)] == self.head, f"a datagram from elsewhere: {packet[:len(self.head)].hex()}")
+        return packet[len(self.head):]
+
+    def close(self):
+        self.s.close()
+        self.control.close()
 
 
 class Ours(Member):
@@ -364,6 +400,7 @@ class Tailnet:
             sh("ip", "-n", self.hub, "addr", "add", self.HUB6 + "/128", "dev", "lo", "nodad")
             sh(*Net.inside(self.hub, "sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1"))
             self.certificate()
+            self.prepare()
             self.server = coordination(self.kind, self, **self.options)
             self.url = self.server.url()
         except BaseException:
@@ -376,6 +413,9 @@ class Tailnet:
         sh("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", self.key, "-out", self.cert,
            "-days", "30", "-subj", "/CN=hub.test", "-addext", f"subjectAltName=DNS:hub.test,IP:{self.HUB},IP:{self.HUB6}")
         self.env = {**os.environ, "SSL_CERT_FILE": self.cert, "TS_NO_LOGS_NO_SUPPORT": "true"}
+
+    def prepare(self):
+        """What must be there before the coordination server; may set its options."""
 
     def __exit__(self, kind=None, *_):
         trouble = []
@@ -413,8 +453,11 @@ class Tailnet:
         sh("ip", "-n", space, "-6", "route", "add", "default", "via", f"2001:db8:{n:x}::1")
         return space
 
-    def join(self, kind, name, *flags, user="home", key=None, key_flags=()):
-        m = kind(self, name, self.place(name), key or self.server.new_key(user, *key_flags), *flags)
+    def join(self, kind, name, *flags, user="home", key=None, key_flags=(), udp=True):
+        space = self.place(name)
+        if not udp:
+            self.cut_udp(space)
+        m = kind(self, name, space, key or self.server.new_key(user, *key_flags), *flags)
         self.members.append(m)
         return m
 
@@ -428,8 +471,8 @@ class Tailnet:
         return self.join(Tsnet, name, *flags, **how)
 
     def cut_udp(self, member):
-        """No datagram leaves or enters this member's host any more (DNS is not used); both ways, at its own edge."""
-        sh(*Net.inside(member.space, "nft", "add table inet cut; add chain inet cut in { type filter hook input priority 0; }; "
+        """No datagram leaves or enters this member's host (or namespace) any more (DNS is not used); both ways, at its own edge."""
+        sh(*Net.inside(getattr(member, "space", member), "nft", "add table inet cut; add chain inet cut in { type filter hook input priority 0; }; "
                        "add chain inet cut out { type filter hook output priority 0; }; "
                        'add rule inet cut in iifname != "lo" meta l4proto udp drop; add rule inet cut out oifname != "lo" meta l4proto udp drop'))
 
@@ -473,9 +516,10 @@ def transfer(a, b, size, host=None, seconds=300):
 class Porthole:
     """Our own coordinator, relay and STUN."""
 
-    def __init__(self, net, tls=True):
+    def __init__(self, net, tls=True, public_url=None):
         self.net = net
-        self.tls = tls
+        self.tls = tls and not public_url
+        self.public_url = public_url   # of a proxy in front of it, to which it speaks plain HTTP
         self.dir = net.path("remote")
         self.port = None
         self.start()
@@ -496,7 +540,7 @@ class Porthole:
         self.p.wait_event("ready")
 
     def url(self):
-        return f"{'https' if self.tls else 'http'}://hub.test:{self.port}"
+        return self.public_url or f"{'https' if self.tls else 'http'}://hub.test:{self.port}"
 
     def base(self):
         """The same by address, for programs that do not see the namespace's /etc/hosts."""
@@ -525,12 +569,13 @@ class Porthole:
 
 
 class InHub(headscale.Headscale):
-    """Headscale with its own relay and STUN."""
+    """Headscale with its own relay and STUN, unless derp is False; derp_map: further relays."""
 
-    def __init__(self, net, kind):
+    def __init__(self, net, kind, derp=True, derp_map=None, public_url=None):
         self.net = net
         self.users_by_name = {}
-        super().__init__(net.path(kind), derp=True, tls=(net.cert, net.key), name="hub.test", host=net.HUB, host6=net.HUB6, prefix=Net.inside(net.hub))
+        super().__init__(net.path(kind), derp=derp, derp_map=derp_map, tls=None if public_url else (net.cert, net.key), name="hub.test",
+                         host=net.HUB, host6=net.HUB6, prefix=Net.inside(net.hub), public_url=public_url)
         peer(kind)
         os.environ["PORTHOLE_PEERS"] = PEERS
         self.start(kind.removeprefix("headscale-"))
@@ -539,13 +584,15 @@ class InHub(headscale.Headscale):
     def choose_ports(self):
         with inside(self.net.hub):
             super().choose_ports()
+        if self.public_url:
+            self.stun_port = 3478   # where doctor looks for it
 
     def _request(self, *args, **kw):
         with inside(self.net.hub):
             return super()._request(*args, **kw)
 
     def base(self):
-        return f"https://{self.net.HUB}:{self.port}"
+        return super().base() if self.public_url else f"https://{self.net.HUB}:{self.port}"
 
     def user(self, name):
         if name not in self.users_by_name:

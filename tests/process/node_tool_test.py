@@ -386,7 +386,7 @@ def test_doctor_on_a_healthy_server():
             out = run("node", "doctor", remote.url, *flags)
             check(out.returncode == 0 and out.stderr == "", f"{out}")
             lines = out.stdout.splitlines()
-            check(all(line.startswith("ok ") for line in lines), f"{lines}")
+            check(all(line.startswith("ok ") for line in lines[:-1]) and lines[-1].startswith("all well: ") and remote.url in lines[-1], f"{lines}")
             status, checks, _ = doctor(remote.url, *flags)
             check(list(checks) == ["DNS", "TCP"] + (["TLS"] if flags[0] == "--ca-file" else []) + ["server", "upgrade", "relay", "UDP"], f"{list(checks)}")
             check(checks["server"]["key"].startswith("mkey:") and checks["upgrade"]["status"] == 101 and checks["relay"]["relay"], f"{checks}")
@@ -442,6 +442,10 @@ def test_doctor_on_what_stands_in_between():
                 checks = failed(doctor(web.url), "upgrade", "POST /ts2021", "400", server, "strips the upgrade", *words)
                 check(checks["server"]["result"] == "ok" and checks["clock"]["result"] == "ok", f"{checks}")
                 failed(doctor(web.url), "relay", "GET /derp", "426", "strips")
+        # The relay's share of the server is away, the rest is not.
+        rest = plain_proxy(remote)
+        with Web(lambda h: h.reply(502, b"Bad Gateway") if h.path.startswith("/derp") else rest(h), server="nginx/1.22.1") as web:
+            failed(doctor(web.url), "relay", "GET /derp/probe", "502", "nginx/1.22.1", "relay is down", "start the relay")
         with Web(plain_proxy(remote)) as web:
             web.clock = 3 * 86400
             _, checks, _ = doctor(web.url)
