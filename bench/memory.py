@@ -37,13 +37,15 @@ def idle_and_after():
         time.sleep(SETTLE)
         row("idle, few peers")
         row("  resident, shared pages too", resident_kb)
+        after = {}
         for a, b in pulls:
             lab.pull(a, b, size)
-        row(f"right after {size / 1e9:g} GB in one flow")
+            after.update({n.pid: private_kb(n.pid) for n in (a, b)})
+        row(f"right after {size / 1e9:g} GB in one flow", after.get)
         time.sleep(LATER)
         row(f"{LATER} s later")
         row("  resident, shared pages too", resident_kb)
-        print(f"  conditions: {lab.conditions()}; embedded and puller pull from the same server, one after the other")
+        print(f"  conditions: {lab.conditions()}; one pull after the other, embedded and puller from the same server")
     print(f"  tsnet SKIPPED: {why_not}" if why_not else f"  {Lab.others()}")
 
 

@@ -1,4 +1,5 @@
 // porthole node ...: a tailnet node for any purpose. Uses the public library only.
+#include <malloc.h>
 #include <poll.h>
 #include <unistd.h>
 
@@ -51,7 +52,16 @@ bool is_final(const json::object& e, std::string& why) {
   return false;
 }
 
+// A node lives for months and needs large blocks for moments only: a network map being read or written. glibc would take
+// the first of them for the normal size and keep the next ones in its heap; like this, they go back to the system.
+void return_large_blocks() {
+#ifdef __GLIBC__
+  ::mallopt(M_MMAP_THRESHOLD, 128 * 1024);
+#endif
+}
+
 int run_node(const RunOptions& o) {
+  return_large_blocks();
   StopSignal stop;
   struct Expose {
     bool udp;

@@ -86,7 +86,7 @@ void Engine::start(Clock clock) {
   control_->set_disco_key(clock, config_.disco_key.public_key());
   set_state(NodeState::kStarting);
   restored_ = control_->restore_map(clock, as_bytes(config_.saved_map));
-  config_.saved_map = {};
+  std::string().swap(config_.saved_map);  // assigning nothing would keep its memory
   if (restored_) {
     drain_control();
     paths_->restore_home(control_->netmap().self()->home_region());
