@@ -119,7 +119,7 @@ void DerpClient::network_changed(Instant now, std::span<const IpAddress> local_a
         rng_.fill(ping);
         c.ping = ping;
         c.ping_deadline = now + kRebindPingTime;
-        frames::encode_ping(c.out, ping);
+        frames::encode_ping(c.out.end(), ping);
         region->mark_output(now);
         continue;
       }

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <string>
 
+#include "base/out_bytes.h"
 #include "derp/derp_client.h"
 #include "derp/limits.h"
 #include "wire/http.h"
@@ -65,8 +66,7 @@ struct DerpClient::Connection {
   ByteVector completed;  // the last such frame, kept until consume() returns
   std::size_t skip = 0;  // bytes left of a frame that is of no interest
 
-  ByteVector out;        // HTTP, login, small frames, and the rest of a packet frame that did not fit
-  std::size_t out_sent = 0;
+  OutBytes out;          // HTTP, login, small frames, and the rest of a packet frame that did not fit
   std::optional<Instant> waiting_since;  // output is there and nobody took any
   bool preferred_sent = false;
   std::optional<frames::PingData> ping;
@@ -76,7 +76,6 @@ struct DerpClient::Connection {
   std::string health;
 
   bool logged_in() const { return stage >= Stage::kLoggedIn; }
-  std::size_t control_pending() const { return out.size() - out_sent; }
 };
 
 struct DerpClient::Region {
@@ -100,7 +99,7 @@ struct DerpClient::Region {
     return "relay " + (definition.region_code.empty() ? std::to_string(id) : printable(definition.region_code));
   }
   bool has_output() const {
-    return connection && (connection->control_pending() > 0 || (connection->logged_in() && !queue.empty()));
+    return connection && (!connection->out.empty() || (connection->logged_in() && !queue.empty()));
   }
   // For one step of connecting: a node must not use up the time of the next one.
   Instant step_deadline(Instant now) const {

@@ -55,7 +55,7 @@ void DerpClient::start_http(Instant now, Region& region, const StreamInfo& info)
   // Statistics for the relay's owner: which node we would rather use.
   if (region.node_index > 0 && !region.definition.nodes.front().name.empty())
     headers.push_back({"Ideal-Node", region.definition.nodes.front().name});
-  if (Status s = wire::encode_http_request_head(c.out, "GET", "/derp", headers); !s) {
+  if (Status s = wire::encode_http_request_head(c.out.end(), "GET", "/derp", headers); !s) {
     attempt_failed(now, region, s.error());
     return;
   }
@@ -80,7 +80,7 @@ bool DerpClient::start_login(Instant now, Region& region, const NodePublic& rela
   }
   std::uint8_t nonce[frames::kNonceSize];
   rng_.fill(nonce);
-  encode_login(c.out, public_key_, *c.box, nonce);
+  encode_login(c.out.end(), public_key_, *c.box, nonce);
   c.stage = Stage::kLoggedIn;
   c.deadline = now + kLoginConfirmTime;
   region.budget_end = c.deadline + kNodeConnectTime;  // so that a silent relay does not keep us from the next node
@@ -95,7 +95,7 @@ void DerpClient::note_preferred(Instant now, Region& region) {
   bool wanted = region.id == home_;
   if (wanted == region.connection->preferred_sent) return;
   region.connection->preferred_sent = wanted;
-  frames::encode_note_preferred(region.connection->out, wanted);
+  frames::encode_note_preferred(region.connection->out.end(), wanted);
   region.mark_output(now);
 }
 
@@ -313,8 +313,8 @@ bool DerpClient::handle_frame(Instant now, Region& region, const FrameHeader& he
       auto ping = frames::parse_ping(payload);
       understood = ping.has_value();
       if (!ping) break;
-      if (c.control_pending() < kControlBytesMax) {
-        frames::encode_pong(c.out, *ping);
+      if (c.out.size() < kControlBytesMax) {
+        frames::encode_pong(c.out.end(), *ping);
         region.mark_output(now);
       } else {
         ++counters_.pongs_dropped;
@@ -401,25 +401,14 @@ std::size_t DerpClient::produce(Instant now, StreamId id, MutBytes out) {
   Region* region = region_of(id);
   if (!region) return 0;
   Connection& c = *region->connection;
-  std::size_t n = 0;
-  auto drain_control = [&] {
-    std::size_t take = std::min(c.control_pending(), out.size() - n);
-    if (take > 0) std::memcpy(out.data() + n, c.out.data() + c.out_sent, take);
-    n += take;
-    c.out_sent += take;
-    if (c.out_sent == c.out.size()) {
-      c.out.clear();
-      c.out_sent = 0;
-    }
-  };
-  drain_control();
+  std::size_t n = c.out.take(out);
   while (c.logged_in() && c.out.empty() && !region->queue.empty()) {
     MutBytes frame = region->queue.front();
     if (frame.size() > out.size() - n) {
       if (n > 0) break;
       // Larger than the whole buffer: it goes out in parts, and can no longer be dropped.
-      append(c.out, frame);
-      drain_control();
+      append(c.out.end(), frame);
+      n += c.out.take(out.subspan(n));
     } else {
       std::memcpy(out.data() + n, frame.data(), frame.size());
       n += frame.size();

@@ -70,13 +70,13 @@ socks::Parsed Socks5Machine::handle_greeting(Bytes in, std::size_t& size) {
   if (parsed != socks::Parsed::kDone) return parsed;
   // Other methods offered besides are ignored; without a credential the method without one will do.
   if (!config_.credential && greeting.offers(socks::Method::kNone)) {
-    socks::encode_method(out_, socks::Method::kNone);
+    socks::encode_method(out_.end(), socks::Method::kNone);
     step_ = Step::kRequest;
   } else if (greeting.offers(socks::Method::kPassword)) {
-    socks::encode_method(out_, socks::Method::kPassword);
+    socks::encode_method(out_.end(), socks::Method::kPassword);
     step_ = Step::kLogin;
   } else {
-    socks::encode_method(out_, socks::Method::kNoneAcceptable);
+    socks::encode_method(out_.end(), socks::Method::kNoneAcceptable);
     state_ = ProxyState::kClosing;
   }
   return parsed;
@@ -88,7 +88,7 @@ socks::Parsed Socks5Machine::handle_login(Bytes in, std::size_t& size) {
   if (parsed == socks::Parsed::kBad) state_ = ProxyState::kClosing;
   if (parsed != socks::Parsed::kDone) return parsed;
   bool accepted = credential_matches(login.user, login.password);
-  socks::encode_login_result(out_, accepted);
+  socks::encode_login_result(out_.end(), accepted);
   if (accepted) step_ = Step::kRequest;
   else state_ = ProxyState::kClosing;
   return parsed;
@@ -113,12 +113,12 @@ socks::Parsed Socks5Machine::handle_request(Bytes in, std::size_t& size) {
 }
 
 void Socks5Machine::refuse(socks::Reply reply) {
-  socks::encode_reply(out_, reply, {});
+  socks::encode_reply(out_.end(), reply, {});
   state_ = ProxyState::kClosing;
 }
 
 void Socks5Machine::connected(const Endpoint& local) {
-  socks::encode_reply(out_, socks::Reply::kSucceeded, local);
+  socks::encode_reply(out_.end(), socks::Reply::kSucceeded, local);
   state_ = ProxyState::kOpen;
 }
 
@@ -272,12 +272,12 @@ bool HttpProxyMachine::authorized() const {
 }
 
 void HttpProxyMachine::refuse(int status, std::string_view reason, std::string_view sentence, std::span<const wire::HttpHeader> headers) {
-  append(out_, wire::http_text_response(status, reason, std::string(sentence) + "\n", headers));
+  append(out_.end(), wire::http_text_response(status, reason, std::string(sentence) + "\n", headers));
   state_ = ProxyState::kClosing;
 }
 
 void HttpProxyMachine::connected(const Endpoint&) {
-  if (tunnel_) append(out_, as_bytes("HTTP/1.1 200 Connection established\r\n\r\n"));
+  if (tunnel_) append(out_.end(), as_bytes("HTTP/1.1 200 Connection established\r\n\r\n"));
   state_ = ProxyState::kOpen;
 }
 
@@ -314,14 +314,7 @@ std::size_t ProxyMachine::consume(Bytes in) {
 std::size_t ProxyMachine::produce(MutBytes out) {
   ProxyHandshake* h = handshake();
   if (!h) return 0;
-  std::size_t n = std::min(out.size(), h->out_.size() - out_sent_);
-  if (n > 0) std::memcpy(out.data(), h->out_.data() + out_sent_, n);
-  out_sent_ += n;
-  if (out_sent_ == h->out_.size()) {
-    h->out_.clear();
-    out_sent_ = 0;
-  }
-  return n;
+  return h->out_.take(out);
 }
 
 bool ProxyMachine::has_output() const {

@@ -23,6 +23,7 @@
 
 #include "base/bytes.h"
 #include "base/ip.h"
+#include "base/out_bytes.h"
 #include "base/result.h"
 #include "base/time.h"
 #include "crypto/secret.h"
@@ -84,7 +85,7 @@ class ProxyHandshake {
 
   ProxyConfig config_;
   ProxyState state_ = ProxyState::kHandshake;
-  ByteVector out_;
+  OutBytes out_;
 
  private:
   friend class ProxyMachine;
@@ -159,7 +160,6 @@ class ProxyMachine {
   ProxyConfig config_;
   Instant deadline_;
   bool gave_up_ = false;
-  std::size_t out_sent_ = 0;
   std::variant<std::monostate, Socks5Machine, HttpProxyMachine> machine_;
 };
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "base/out_bytes.h"
 #include "base/record_queue.h"
 #include "relay/login.h"
 
@@ -26,8 +27,7 @@ struct RelayServer::Connection {
   std::size_t skip = 0;
 
   // Output.
-  ByteVector out;             // everything but packets, and the rest of a packet frame that did not fit
-  std::size_t out_sent = 0;
+  OutBytes out;               // everything but packets, and the rest of a packet frame that did not fit
   RecordQueue data{kDataQueuePacketsMax, kDataQueueBytesMax};
   RecordQueue disco{kDiscoQueuePacketsMax, kDiscoQueueBytesMax};
   bool disco_turn = true;
@@ -47,9 +47,8 @@ struct RelayServer::Connection {
   std::set<std::uint64_t> heard;
   std::uint64_t last_heard = 0;
 
-  std::size_t control_pending() const { return out.size() - out_sent; }
-  bool has_output() const { return control_pending() > 0 || !data.empty() || !disco.empty(); }
-  bool room_for_hint() const { return control_pending() < kControlBytesMax; }
+  bool has_output() const { return !out.empty() || !data.empty() || !disco.empty(); }
+  bool room_for_hint() const { return out.size() < kControlBytesMax; }
   bool take_gone_token(Instant now) {
     while (gone_tokens < kPeerGoneBurst && now - gone_filled >= kPeerGoneInterval) {
       ++gone_tokens;
@@ -108,7 +107,7 @@ ConnId RelayServer::on_connect(Instant now, const Endpoint& remote) {
   connections_.emplace(c.id, std::move(connection));
   ++logging_in_;
   if (next_recheck_ == Instant::max()) next_recheck_ = now + kRecheckPeriod;
-  frames::encode_server_key(c.out, public_key_);
+  frames::encode_server_key(c.out.end(), public_key_);
   set_timer(c, c.login_deadline);
   output_added(now, c);
   return c.id;
@@ -149,7 +148,7 @@ void RelayServer::leave(Instant now, Connection& c) {
       continue;
     }
     ++counters_.peer_gone_disconnected;
-    frames::encode_peer_gone(l->out, peer.key, frames::GoneReason::kDisconnected);
+    frames::encode_peer_gone(l->out.end(), peer.key, frames::GoneReason::kDisconnected);
     output_added(now, *l);
   }
   ++peers_left_;
@@ -174,7 +173,7 @@ void RelayServer::announce_restart(Instant now, Duration reconnect_in, Duration 
   auto ms = [](Duration d) { return static_cast<std::uint32_t>(std::clamp<std::int64_t>(d / 1ms, 0, 0xffffffff)); };
   for (const auto& [serial, peer] : peers_by_serial_)
     for (Connection* c : peer->connections) {
-      frames::encode_restarting(c->out, {ms(reconnect_in), ms(try_for)});
+      frames::encode_restarting(c->out.end(), {ms(reconnect_in), ms(try_for)});
       output_added(now, *c);
     }
 }
@@ -275,7 +274,7 @@ std::optional<Error> RelayServer::handle_frame(Instant now, Connection& c, const
     case FrameType::kPing: {
       ++counters_.pings;
       if (c.room_for_hint()) {
-        frames::encode_pong(c.out, *frames::parse_ping(payload));
+        frames::encode_pong(c.out.end(), *frames::parse_ping(payload));
         output_added(now, c);
       } else {
         ++counters_.dropped_hints;
@@ -329,7 +328,7 @@ std::optional<Error> RelayServer::handle_login(Instant now, Connection& c, MutBy
   c.next_keepalive = now + c.keepalive_period;
   std::uint8_t nonce[frames::kNonceSize];
   rng_.fill(nonce);
-  encode_server_info(c.out, *box, nonce);
+  encode_server_info(c.out.end(), *box, nonce);
   output_added(now, c);
   return std::nullopt;
 }
@@ -346,7 +345,7 @@ void RelayServer::handle_send(Instant now, Connection& c, MutBytes payload) {
       ++counters_.dropped_unknown_destination;
       if (disco && c.room_for_hint() && c.take_gone_token(now)) {
         ++counters_.peer_gone_not_here;
-        frames::encode_peer_gone(c.out, packet.key, frames::GoneReason::kNotHere);
+        frames::encode_peer_gone(c.out.end(), packet.key, frames::GoneReason::kNotHere);
         output_added(now, c);
       }
       return;
@@ -415,18 +414,7 @@ std::size_t RelayServer::produce(Instant now, ConnId id, MutBytes out) {
   Connection* found = find(id);
   if (!found) return 0;
   Connection& c = *found;
-  std::size_t n = 0;
-  auto drain_control = [&] {
-    std::size_t take = std::min(c.control_pending(), out.size() - n);
-    if (take > 0) std::memcpy(out.data() + n, c.out.data() + c.out_sent, take);
-    n += take;
-    c.out_sent += take;
-    if (c.out_sent == c.out.size()) {
-      c.out.clear();
-      c.out_sent = 0;
-    }
-  };
-  drain_control();
+  std::size_t n = c.out.take(out);
   while (c.out.empty() && (!c.data.empty() || !c.disco.empty())) {
     // In turn: disco keeps its share under load and cannot starve data either.
     bool disco = c.data.empty() || (!c.disco.empty() && c.disco_turn);
@@ -434,8 +422,8 @@ std::size_t RelayServer::produce(Instant now, ConnId id, MutBytes out) {
     MutBytes frame = queue.front();
     if (frame.size() > out.size() - n) {
       if (n > 0) break;
-      append(c.out, frame);
-      drain_control();
+      append(c.out.end(), frame);
+      n += c.out.take(out.subspan(n));
     } else {
       std::memcpy(out.data() + n, frame.data(), frame.size());
       n += frame.size();
@@ -476,7 +464,7 @@ void RelayServer::check_timer(Instant now, Connection& c) {
   } else {
     if (now >= c.next_keepalive) {
       ++counters_.keepalives;
-      frames::encode_frame(c.out, FrameType::kKeepAlive, {});
+      frames::encode_frame(c.out.end(), FrameType::kKeepAlive, {});
       c.next_keepalive = now + c.keepalive_period;
       // Once a minute is a good moment to give idle memory back.
       c.data.release();

@@ -400,40 +400,28 @@ class StrictProxy:
         with inside(t.hub):
             self.listener = socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True)
         self.url = f"http://hub.test:{self.listener.getsockname()[1]}"
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self):
-        while True:
-            try:
-                s, _ = self.listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._one, args=(s,), daemon=True).start()
+        serve_each(self.listener, self._one)
 
     def _one(self, s):
-        try:
-            with s:
-                s.settimeout(20)
-                head = b""
-                while b"\r\n\r\n" not in head:
-                    block = s.recv(4096)
-                    if not block:
-                        return
-                    head += block
-                lines = head.split(b"\r\n\r\n")[0].split(b"\r\n")
-                if any(line.lower().startswith(b"upgrade:") for line in lines):
-                    self.upgrades += 1
-                    if self.strict(lines, s):
-                        return
-                kept = [line for line in lines if not line.lower().startswith((b"upgrade:", b"connection:"))]
-                with inside(self.hub):
-                    up = socket.create_connection(self.to, timeout=20)
-                with up:
-                    up.sendall(b"\r\n".join(kept) + b"\r\nConnection: close\r\n\r\n")
-                    while block := up.recv(65536):
-                        s.sendall(block)
-        except OSError:
-            pass
+        s.settimeout(20)
+        head = b""
+        while b"\r\n\r\n" not in head:
+            block = s.recv(4096)
+            if not block:
+                return
+            head += block
+        lines = head.split(b"\r\n\r\n")[0].split(b"\r\n")
+        if any(line.lower().startswith(b"upgrade:") for line in lines):
+            self.upgrades += 1
+            if self.strict(lines, s):
+                return
+        kept = [line for line in lines if not line.lower().startswith((b"upgrade:", b"connection:"))]
+        with inside(self.hub):
+            up = socket.create_connection(self.to, timeout=20)
+        with up:
+            up.sendall(b"\r\n".join(kept) + b"\r\nConnection: close\r\n\r\n")
+            while block := up.recv(65536):
+                s.sendall(block)
 
     def close(self):
         self.listener.close()

@@ -86,19 +86,13 @@ def web_server(space, name):
     with inside(space):
         listener = socket.create_server(("127.0.0.1", 0), backlog=16)
 
-    def serve():
-        while True:
-            try:
-                s, _ = listener.accept()
-            except OSError:
-                return
-            with s:
-                head = b""
-                while b"\r\n\r\n" not in head and (block := s.recv(4096)):
-                    head += block
-                body = f"{name} answers {head.splitlines()[0].decode()}".encode()
-                s.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n" % len(body) + body)
-    threading.Thread(target=serve, daemon=True).start()
+    def serve(s):
+        head = b""
+        while b"\r\n\r\n" not in head and (block := s.recv(4096)):
+            head += block
+        body = f"{name} answers {head.splitlines()[0].decode()}".encode()
+        s.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n" % len(body) + body)
+    serve_each(listener, serve)
     return listener
 
 

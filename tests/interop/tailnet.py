@@ -64,16 +64,8 @@ class Blobs:
             self.udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
             self.udp.bind(("127.0.0.1", ECHO_UDP))
         self.port = port
-        threading.Thread(target=self._accept, daemon=True).start()
+        serve_each(self.listener, self._serve)
         threading.Thread(target=self._echo_udp, daemon=True).start()
-
-    def _accept(self):
-        while True:
-            try:
-                s, _ = self.listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._serve, args=(s,), daemon=True).start()
 
     def _echo_udp(self):
         while True:
@@ -84,39 +76,34 @@ class Blobs:
                 return
 
     def _serve(self, s):
-        try:
-            line = b""
-            while not line.endswith(b"\n"):
-                c = s.recv(1)
-                if not c:
-                    return
-                line += c
-            word, *rest = line.decode().split()
-            if word in ("UP", "SUM"):
-                digest, got = receive_hashed(s, int(rest[0]) if rest else None)
-                s.sendall(f"{digest} {got}\n".encode())
-            elif word == "DOWN":
-                send_pattern(s, int(rest[0]))
-            elif word == "ECHO":
-                while True:
-                    block = s.recv(65536)
-                    if not block:
-                        break
-                    s.sendall(block)
-            elif word == "WHO":
-                s.sendall((self.name + "\n").encode())
-            elif word == "TICK":
-                end = time.monotonic() + float(rest[0])
-                while time.monotonic() < end:
-                    s.sendall(b"tick\n")
-                    time.sleep(0.1)
-            s.shutdown(socket.SHUT_WR)
-            while s.recv(65536):
-                pass
-        except OSError:
+        line = b""
+        while not line.endswith(b"\n"):
+            c = s.recv(1)
+            if not c:
+                return
+            line += c
+        word, *rest = line.decode().split()
+        if word in ("UP", "SUM"):
+            digest, got = receive_hashed(s, int(rest[0]) if rest else None)
+            s.sendall(f"{digest} {got}\n".encode())
+        elif word == "DOWN":
+            send_pattern(s, int(rest[0]))
+        elif word == "ECHO":
+            while True:
+                block = s.recv(65536)
+                if not block:
+                    break
+                s.sendall(block)
+        elif word == "WHO":
+            s.sendall((self.name + "\n").encode())
+        elif word == "TICK":
+            end = time.monotonic() + float(rest[0])
+            while time.monotonic() < end:
+                s.sendall(b"tick\n")
+                time.sleep(0.1)
+        s.shutdown(socket.SHUT_WR)
+        while s.recv(65536):
             pass
-        finally:
-            s.close()
 
     def close(self):
         self.listener.close()
@@ -144,24 +131,12 @@ class Member:
         address, proxy_port, user, password = self.socks
         with inside(self.space):
             s = socket.create_connection((address, proxy_port), timeout=seconds)
-        method = 2 if user else 0
-        s.sendall(bytes([5, 1, method]))
-        check(exactly(s, 2) == bytes([5, method]), f"{self.name}: the proxy wants another method")
-        if user:
-            s.sendall(bytes([1, len(user)]) + user.encode() + bytes([len(password)]) + password.encode())
-            check(exactly(s, 2)[1] == 0, f"{self.name}: the proxy refuses its own credential")
-        try:
-            literal = socket.inet_pton(socket.AF_INET6 if ":" in host else socket.AF_INET, host)
-            to = (b"\x04" if ":" in host else b"\x01") + literal
-        except OSError:
-            to = b"\x03" + bytes([len(host)]) + host.encode()
-        s.sendall(bytes([5, command, 0]) + to + port.to_bytes(2, "big"))
-        head = exactly(s, 4)
-        bound = exactly(s, 6 if head[3] == 1 else 18 if head[3] == 4 else exactly(s, 1)[0] + 2)
-        if head[1] != 0:
+        socks_log_in(s, user, password)
+        reply, *bound = socks_ask(s, command, host, port)
+        if reply != 0:
             s.close()
-            raise ConnectionError(f"{self.name}: the proxy answers {head[1]} for {host}:{port}")
-        return s, (socket.inet_ntop(socket.AF_INET, bound[:4]) if head[3] == 1 else "", int.from_bytes(bound[-2:], "big"))
+            raise ConnectionError(f"{self.name}: the proxy answers {reply} for {host}:{port}")
+        return s, tuple(bound)
 
     def connect(self, host, port=BLOBS, seconds=20):
         """A connection over the tailnet, through this member's SOCKS5 proxy; ConnectionError when it says no."""
@@ -213,8 +188,7 @@ class ProxiedDatagrams:
 
     def __init__(self, control, s, host, port):
         self.control, self.s = control, s
-        six = ":" in host
-        self.head = b"\0\0\0" + (b"\x04" if six else b"\x01") + socket.inet_pton(socket.AF_INET6 if six else socket.AF_INET, host) + port.to_bytes(2, "big")
+        self.head = b"\0\0\0" + socks_address(host, port)
 
     def fileno(self):
         return self.s.fileno()

@@ -3,6 +3,7 @@
 Each test script is a list of functions named test_*; `main()` runs them and reports. Everything is on loopback with
 ports chosen by the kernel; waiting is always for an event or a condition, with a bound.
 """
+import contextlib
 import json
 import os
 import pwd
@@ -275,33 +276,64 @@ def exactly(s, size):
     return out
 
 
+def socks_log_in(s, user, password):
+    """On a fresh connection to a SOCKS5 proxy; user None: without a credential. ConnectionRefusedError when it is refused."""
+    method = 0 if user is None else 2
+    s.sendall(bytes([5, 1, method]))
+    check(exactly(s, 2) == bytes([5, method]), "the proxy wants another method")
+    if user is None:
+        return
+    s.sendall(bytes([1, len(user)]) + user.encode() + bytes([len(password)]) + password.encode())
+    if exactly(s, 2)[1] != 0:
+        s.close()
+        raise ConnectionRefusedError("wrong credential")
+
+
+def socks_address(host, port):
+    """As RFC 1928 writes it: an address, or a name."""
+    try:
+        literal = socket.inet_pton(socket.AF_INET6 if ":" in host else socket.AF_INET, host)
+        return (b"\x04" if ":" in host else b"\x01") + literal + port.to_bytes(2, "big")
+    except OSError:
+        return b"\x03" + bytes([len(host)]) + host.encode() + port.to_bytes(2, "big")
+
+
+def socks_ask(s, command, host, port):
+    """(reply code, bound address, bound port); the address is empty unless it is IPv4."""
+    s.sendall(bytes([5, command, 0]) + socks_address(host, port))
+    head = exactly(s, 4)
+    bound = exactly(s, 6 if head[3] == 1 else 18 if head[3] == 4 else exactly(s, 1)[0] + 2)
+    return head[1], socket.inet_ntop(socket.AF_INET, bound[:4]) if head[3] == 1 else "", int.from_bytes(bound[-2:], "big")
+
+
 def socks_login(proxy, password=None, seconds=20):
     """A socket after the credential; raises ConnectionRefusedError when the credential is refused."""
     host, port = proxy["address"].rsplit(":", 1)
     s = socket.create_connection((host, int(port)), timeout=seconds * SLOW)
-    s.sendall(b"\x05\x01\x02")
-    check(exactly(s, 2) == b"\x05\x02", "the proxy does not offer user/password")
-    user, word = proxy["username"].encode(), (password if password is not None else proxy["password"]).encode()
-    s.sendall(bytes([1, len(user)]) + user + bytes([len(word)]) + word)
-    if exactly(s, 2)[1] != 0:
-        s.close()
-        raise ConnectionRefusedError("wrong credential")
+    socks_log_in(s, proxy["username"], proxy["password"] if password is None else password)
     return s
 
 
 def socks_connect(proxy, host, port, seconds=20):
-    """(reply code, socket) of a CONNECT by name."""
+    """(reply code, socket) of a CONNECT."""
     s = socks_login(proxy, seconds=seconds)
-    name = host.encode()
-    s.sendall(b"\x05\x01\x00\x03" + bytes([len(name)]) + name + port.to_bytes(2, "big"))
-    head = exactly(s, 4)
-    if head[3] == 1:
-        exactly(s, 6)
-    elif head[3] == 4:
-        exactly(s, 18)
-    elif head[3] == 3:
-        exactly(s, exactly(s, 1)[0] + 2)
-    return head[1], s
+    return socks_ask(s, 1, host, port)[0], s
+
+
+def serve_each(listener, handle):
+    """Until the listener is closed, every connection gets a thread that runs handle(socket) and closes it; OSError is its end, too."""
+    def one(s):
+        with contextlib.suppress(OSError), s:
+            handle(s)
+
+    def accept():
+        while True:
+            try:
+                s, _ = listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=one, args=(s,), daemon=True).start()
+    threading.Thread(target=accept, daemon=True).start()
 
 
 class EchoServer:
@@ -310,33 +342,20 @@ class EchoServer:
     def __init__(self):
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port = self.listener.getsockname()[1]
-        threading.Thread(target=self._run, daemon=True).start()
-
-    def _run(self):
-        while True:
-            try:
-                s, _ = self.listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._serve, args=(s,), daemon=True).start()
+        serve_each(self.listener, self._serve)
 
     def _serve(self, s):
-        try:
-            first = s.recv(65536)
-            if first.startswith(b"GIVE "):
-                left = int(first.split()[1])
-                block = bytes(65536)
-                while left > 0:
-                    left -= s.send(block[:min(left, len(block))])
-            else:
-                while first:
-                    s.sendall(first)
-                    first = s.recv(65536)
-            s.shutdown(socket.SHUT_WR)
-        except OSError:
-            pass
-        finally:
-            s.close()
+        first = s.recv(65536)
+        if first.startswith(b"GIVE "):
+            left = int(first.split()[1])
+            block = bytes(65536)
+            while left > 0:
+                left -= s.send(block[:min(left, len(block))])
+        else:
+            while first:
+                s.sendall(first)
+                first = s.recv(65536)
+        s.shutdown(socket.SHUT_WR)
 
 
 def main(module):

@@ -100,23 +100,11 @@ class WebServer:
         self.serve = serve
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
-        threading.Thread(target=self._run, daemon=True).start()
-
-    def _run(self):
-        while True:
-            try:
-                s, _ = self.listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._one, args=(s,), daemon=True).start()
+        serve_each(self.listener, self._one)
 
     def _one(self, s):
-        try:
-            with s:
-                s.settimeout(30)
-                self.serve(s)
-        except OSError:
-            pass
+        s.settimeout(30)
+        self.serve(s)
 
 
 def read_head(s):
