@@ -60,11 +60,11 @@ std::size_t Link::read(MutBytes out) {
   if (tls_) {
     int n = ::SSL_read(tls_.get(), out.data(), static_cast<int>(out.size()));
     if (n > 0) return static_cast<std::size_t>(n);
-    if (::SSL_get_error(tls_.get(), n) != SSL_ERROR_WANT_READ) die("the service closed a connection");
+    ended_ = ::SSL_get_error(tls_.get(), n) != SSL_ERROR_WANT_READ;
     return 0;
   }
   ssize_t n = ::recv(fd_, out.data(), out.size(), 0);
-  if (n == 0 || (n < 0 && errno != EAGAIN)) die("the service closed a connection");
+  ended_ = n == 0 || (n < 0 && errno != EAGAIN);
   return n < 0 ? 0 : static_cast<std::size_t>(n);
 }
 
@@ -85,7 +85,7 @@ std::string Api::call(const std::string& method, const std::string& path, const 
   wire::HttpMessageParser parser(wire::HttpKind::kResponse);
   std::uint8_t in[8192];
   while (!parser.done())
-    if (!parser.consume(Bytes(in).first(link_.read(in))).ok()) die("no HTTP");
+    if (!parser.consume(Bytes(in).first(link_.read(in))).ok() || link_.ended()) die("no HTTP answer");
   if (parser.head().status() >= 300) die("refused: " + std::string(parser.body()));
   return std::string(parser.body());
 }
@@ -113,6 +113,13 @@ void Client::new_disco() {
 void Client::start(const Target& target, const MachinePublic& server) {
   link_ = std::make_unique<Link>(target);
   link_->unblock();
+  in_.clear();
+  out_.clear();
+  register_body_.clear();
+  records_.reset();
+  early_ = {};
+  registered_ = false;
+  map_stream_ = 0;
   initiator_.emplace(ts2021::NoiseInitiator::start(ts2021::kCapabilityVersion, server, machine_, rng_).value());
   std::string head = "POST /ts2021 HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nConnection: upgrade\r\nUpgrade: "
                      "tailscale-control-protocol\r\nX-Tailscale-Handshake: " + to_base64(initiator_->initiation()) + "\r\n\r\n";
@@ -164,7 +171,10 @@ void Client::on_event(const ts2021::H2ClientEvent& event, bool& map) {
   if (auto* response = std::get_if<ts2021::H2Response>(&event); response && response->status != 200)
     die("a request was answered with " + std::to_string(response->status));
   if (auto* closed = std::get_if<ts2021::H2Closed>(&event)) {
-    if (closed->stream == map_stream_) die("a map stream ended");
+    if (closed->stream == map_stream_) {
+      ++streams_lost;
+      post_map(true);
+    }
     if (closed->stream == update_stream_ && stay_ == Stay::kLeaves) told_ = true;
   }
   auto* data = std::get_if<ts2021::H2Data>(&event);
@@ -222,6 +232,7 @@ void Client::post_map(bool stream) {
   m.omit_peers = !stream;
   m.hostinfo = hostinfo();
   m.endpoints = {{IpAddress::v4(198, 51, 100, 7), 41641}, {IpAddress::v4(192, 168, 1, 7), 41641}};
+  if (stream) reader_ = ts2021::MapFrameReader{true};
   auto id = h2_->submit("POST", "/machine/map", {}, as_bytes(ts2021::encode_map_request(m))).value();
   (stream ? map_stream_ : update_stream_) = id;
 }
@@ -248,6 +259,16 @@ void Fleet::begin(std::size_t index) {
   e.events = EPOLLIN;
   e.data.u64 = index;
   ::epoll_ctl(epoll_, EPOLL_CTL_ADD, clients[index]->fd(), &e);
+}
+
+bool Fleet::read(std::size_t index) {
+  Client& c = *clients[index];
+  bool map = c.on_readable();
+  if (c.ended()) {
+    ++c.streams_lost;
+    begin(index);
+  }
+  return map;
 }
 
 std::size_t Fleet::poll(int timeout_ms) {

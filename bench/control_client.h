@@ -1,5 +1,5 @@
 // Simulated control clients for the benchmarks: register, map stream, updates over Noise and HTTP/2, as a node does it,
-// with nothing behind it. Many in one thread. Whatever goes wrong ends the program with a line on stderr.
+// with nothing behind it. Many in one thread. What a node could not go on after ends the program with a line on stderr.
 #pragma once
 
 #include <openssl/ssl.h>
@@ -43,12 +43,15 @@ class Link {
   Link& operator=(const Link&) = delete;
   void unblock();
   int fd() const { return fd_; }
-  // Bytes read or taken; 0: nothing now (not blocking). The other side's end: die().
+  // Bytes read or taken; 0: nothing now (not blocking), or ended().
   std::size_t read(MutBytes out);
   std::size_t write(Bytes bytes);
+  // The other side has closed or broken the connection.
+  bool ended() const { return ended_; }
 
  private:
   int fd_ = -1;
+  bool ended_ = false;
   std::unique_ptr<SSL, void (*)(SSL*)> tls_{nullptr, ::SSL_free};
 };
 
@@ -73,6 +76,7 @@ class Client {
  public:
   Client(Rng& rng, std::size_t account_index, std::string hostname, std::string key, Stay stay);
 
+  // Also once more after ended().
   void start(const Target& target, const MachinePublic& server);
   void new_disco();
   // Tells the service what has changed.
@@ -80,6 +84,7 @@ class Client {
   // Reads what there is. True: a map message came.
   bool on_readable();
   int fd() const { return link_->fd(); }
+  bool ended() const { return link_->ended(); }
   // kLeaves: registered and told.
   bool told() const { return told_; }
 
@@ -87,6 +92,7 @@ class Client {
   DiscoPublic disco;
   std::map<ts2021::NodeId, DiscoPublic> peers;
   ts2021::NodeId own_id = 0;
+  std::size_t streams_lost = 0;  // map streams that the service ended; a new one is opened, as nodes do
 
  private:
   ts2021::Hostinfo hostinfo() const;
@@ -122,7 +128,7 @@ class Fleet {
   void wait(int timeout_ms, F&& on_map) {
     std::size_t count = poll(timeout_ms);
     for (std::size_t i = 0; i < count; ++i)
-      if (clients[ready_[i]]->on_readable()) on_map(ready_[i]);
+      if (read(ready_[i])) on_map(ready_[i]);
   }
   // Until is_in(client) has held once for everybody; seconds.
   template <class F>
@@ -136,7 +142,7 @@ class Fleet {
       for (std::size_t i = 0; i < count; ++i) {
         std::size_t index = ready_[i];
         if (!clients[index]) continue;
-        clients[index]->on_readable();
+        read(index);
         if (counted[index] || !is_in(*clients[index])) continue;
         counted[index] = true;
         ++in;
@@ -152,6 +158,7 @@ class Fleet {
 
  private:
   void begin(std::size_t index);
+  bool read(std::size_t index);
   std::size_t poll(int timeout_ms);
 
   Target target_;

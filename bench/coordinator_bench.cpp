@@ -133,11 +133,13 @@ void run_fleet(const Target& target, const Process& service, const std::string& 
         if (missing == nodes - 1) first_ms.push_back(ms);
         if (--missing == 0) last_ms.push_back(ms);
       });
-      if (seconds_since(begin) > 10) die("a change did not reach its peers");
+      if (seconds_since(begin) > 60) die("a change did not reach its peers");
     }
   }
   double change_cpu = (service.cpu_seconds() - cpu) / static_cast<double>(std::max<std::size_t>(changes, 1));
-  print({{"nodes", clients.size()}, {"join_seconds", join_seconds}, {"join_cpu", join_cpu},
+  std::size_t lost = 0;
+  for (const auto& c : clients) lost += c->streams_lost;
+  print({{"nodes", clients.size()}, {"streams_lost", lost}, {"join_seconds", join_seconds}, {"join_cpu", join_cpu},
          {"first_p50_ms", percentile(first_ms, 0.5)}, {"all_p50_ms", percentile(last_ms, 0.5)},
          {"all_p99_ms", percentile(last_ms, 0.99)}, {"change_cpu_ms", change_cpu * 1000},
          {"anonymous_empty_mb", memory_empty}, {"resident_mb", resident}, {"anonymous_mb", anonymous}});

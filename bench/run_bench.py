@@ -35,9 +35,15 @@ def main():
         model = next((line.split(":")[1].strip() for line in f if line.startswith("model name")), "unknown CPU")
     print(f"machine: {model}, {os.cpu_count()} cores, Linux {os.uname().release}" + ("; --quick: not for publishing" if testbed.QUICK else ""))
     os.sync()  # pages of programs that were built just now count as dirty until they are written
+    failed = False
     for name in wanted:
-        jobs[name]()
+        try:
+            jobs[name]()
+        except (Exception, SystemExit) as e:  # the others are still worth their time
+            failed = True
+            print(f"  FAILED {name}: {e}")
         sys.stdout.flush()
+    sys.exit(failed)
 
 
 if __name__ == "__main__":
