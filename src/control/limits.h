@@ -30,8 +30,8 @@ constexpr Duration kPingTimeout = std::chrono::seconds(15);
 constexpr Duration kLiteSpacing = std::chrono::seconds(1);
 // ... but the first few of a map stream: home relay and endpoints become known one after the other within a fraction of
 // a second, and until peers have them they cannot reach this node.
-constexpr Duration kLiteQuickSpacing = std::chrono::milliseconds(50);
-constexpr int kLiteQuickCount = 4;
+constexpr Duration kLiteQuickSpacing = std::chrono::milliseconds(20);
+constexpr int kLiteQuickCount = 6;
 // Backoff of every kind of retry (section 6.10).
 constexpr Duration kBackoffMax = std::chrono::seconds(30);
 // A connection that lived this long with a map is replaced at once. One that something in between cuts sooner, again and
