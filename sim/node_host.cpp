@@ -82,14 +82,13 @@ void NodeHost::start() {
   config.relay_only = config_.relay_only;
   config.udp_enabled = config_.udp_enabled;
   config.stack = config_.stack;
-  const std::uint16_t last_port = udp_port_;
-  if (config_.udp_enabled) bind_udp(udp_port_ != 0 && !host_.is_bound(udp_port_) ? udp_port_ : std::uint16_t{0});
-  if (disco_key_.is_zero() || udp_port_ != last_port) disco_key_ = crypto::DiscoPrivate::generate(rng_);
-  config.disco_key = disco_key_.duplicate();
+  config.last_disco_key = disco_key_.duplicate();
+  config.last_udp_port = udp_port_;
   engine_ = std::make_unique<node::Engine>(std::move(config), machine_key_.duplicate(), node_key_.duplicate(), last_stamp_,
                                            static_cast<DatagramSink&>(*this), rng_, log_, clock());
   app_ = std::make_unique<App>(world_, ledger_, engine_->stack(), config_.account);
   app_->serve(kAppPort);
+  if (config_.udp_enabled) bind_udp(udp_port_ != 0 && !host_.is_bound(udp_port_) ? udp_port_ : std::uint16_t{0});
   announce_addresses();
   engine_->start(clock());
   poke();
@@ -210,6 +209,7 @@ void NodeHost::logout() {
 void NodeHost::persist() {
   node::Persistent p = engine_->persistent();
   node_key_ = engine_->node_key().duplicate();
+  disco_key_ = engine_->disco_key().duplicate();
   if (p.control_key) control_key_ = p.control_key;
   registered_ = p.registered;
   if (!p.addresses.empty()) addresses_ = p.addresses;

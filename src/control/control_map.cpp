@@ -230,7 +230,7 @@ void ControlClient::Impl::send_lite(Clock clock) {
   lite_call.emplace();
   lite_call->stream = *stream;
   lite_dirty = false;
-  lite_not_before = clock.now + (lite_quick_left > 0 ? kLiteQuickSpacing : kLiteSpacing);
+  lite_not_before = lite_quick_left > 0 ? clock.now : clock.now + kLiteSpacing;
   if (lite_quick_left > 0) --lite_quick_left;
   arm(kLiteAnswer, clock.now + kLiteTimeout);
 }

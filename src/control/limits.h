@@ -28,9 +28,8 @@ constexpr Duration kPingInterval = std::chrono::seconds(25);
 constexpr Duration kPingTimeout = std::chrono::seconds(15);
 // Lite updates are at least this far apart ...
 constexpr Duration kLiteSpacing = std::chrono::seconds(1);
-// ... but the first few of a map stream: home relay and endpoints become known one after the other within a fraction of
-// a second, and until peers have them they cannot reach this node.
-constexpr Duration kLiteQuickSpacing = std::chrono::milliseconds(20);
+// ... but the first few of a map stream, which follow each other as they are answered: home relay and endpoints become known
+// one after the other within a fraction of a second, and until peers have them they cannot reach this node.
 constexpr int kLiteQuickCount = 6;
 // Backoff of every kind of retry (section 6.10).
 constexpr Duration kBackoffMax = std::chrono::seconds(30);

@@ -1,7 +1,6 @@
 #include "derp/latency_probe.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "derp/dial.h"
 #include "derp/limits.h"
@@ -82,7 +81,7 @@ void LatencyProbe::stream_opened(Instant now, StreamId id, const StreamInfo& inf
   limits.body_size_max = kHttpErrorBodyMax;
   probe.answer.emplace(wire::HttpKind::kResponse, limits);
   const wire::HttpHeader headers[] = {{"Host", probe.host_header}, {"User-Agent", "porthole"}, {"Connection", "close"}};
-  if (!wire::encode_http_request_head(probe.request, "GET", "/derp/latency-check", headers)) next_node(now, it, true);
+  if (!wire::encode_http_request_head(probe.request.end(), "GET", "/derp/latency-check", headers)) next_node(now, it, true);
 }
 
 void LatencyProbe::stream_failed(Instant now, StreamId id) {
@@ -114,10 +113,7 @@ std::size_t LatencyProbe::produce(Instant now, StreamId id, MutBytes out) {
   if (it == probes_.end() || it->second.request.empty()) return 0;
   Probe& probe = it->second;
   if (!probe.asked) probe.asked = now;
-  std::size_t n = std::min(out.size(), probe.request.size());
-  std::memcpy(out.data(), probe.request.data(), n);
-  probe.request.erase(probe.request.begin(), probe.request.begin() + static_cast<std::ptrdiff_t>(n));
-  return n;
+  return probe.request.take(out);
 }
 
 bool LatencyProbe::has_output(StreamId id) const {

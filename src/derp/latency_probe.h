@@ -9,6 +9,7 @@
 #include <optional>
 #include <span>
 
+#include "base/out_bytes.h"
 #include "base/stream.h"
 #include "base/time.h"
 #include "ts2021/messages.h"
@@ -53,7 +54,7 @@ class LatencyProbe {
     IpAddress remote;
     Instant deadline;               // of this node
     std::optional<Instant> asked;   // when the request was handed to the stream
-    ByteVector request;             // empty until connected, and once it was sent
+    OutBytes request;               // empty until connected, and once it was sent
     std::optional<wire::HttpMessageParser> answer;
   };
   using Probes = std::map<StreamId, Probe>;

@@ -82,8 +82,16 @@ Engine::~Engine() = default;
 
 void Engine::start(Clock clock) {
   clock_ = clock;
-  paths_->set_keys(clock.now, config_.disco_key, control_->node_key().public_key());
-  control_->set_disco_key(clock, config_.disco_key.public_key());
+  // With the same key on the same port peers go on as if nothing had happened. On another port it would hold them to the
+  // old one for as long as they trust it.
+  if (config_.last_disco_key.is_zero() || config_.last_udp_port != udp_port_) {
+    disco_ = crypto::DiscoPrivate::generate(rng_);
+    emit(PersistEvent{});
+  } else {
+    disco_ = std::move(config_.last_disco_key);
+  }
+  paths_->set_keys(clock.now, disco_, control_->node_key().public_key());
+  control_->set_disco_key(clock, disco_.public_key());
   set_state(NodeState::kStarting);
   restored_ = control_->restore_map(clock, as_bytes(config_.saved_map));
   std::string().swap(config_.saved_map);  // assigning nothing would keep its memory
@@ -110,6 +118,7 @@ void Engine::set_local_addresses(Clock clock, std::span<const paths::InterfaceAd
   local_addresses_.clear();
   for (const paths::InterfaceAddress& a : addresses)
     if (a.up) local_addresses_.push_back(a.address);
+  udp_port_ = port_v4;
   paths_->set_local_addresses(clock.now, addresses, port_v4, port_v6);
 }
 

@@ -41,8 +41,9 @@ struct EngineConfig {
   control::ControlConfig control;
   bool relay_only = false;
   bool udp_enabled = true;
-  // Of the last run when the UDP port is the same, so that nothing changes for peers; a new one otherwise. Not zero.
-  crypto::DiscoPrivate disco_key;
+  // Of the last run; zero: there was none. The key is kept when the port is the same.
+  crypto::DiscoPrivate last_disco_key;
+  std::uint16_t last_udp_port = 0;
   bool fixed_port = false;             // the UDP port was configured
   bool plain_relays = false;           // every relay without TLS, for laboratories
   // saved_map() of the last run: peers can be reached before the coordinator has answered. Damaged or foreign: ignored.
@@ -118,6 +119,7 @@ class Engine final : private wg::Host, private derp::DerpHost {
   Engine& operator=(const Engine&) = delete;
 
   // ---- commands
+  // After set_local_addresses().
   void start(Clock clock);
   void login(Clock clock, crypto::SecretText auth_key);
   void logout(Clock clock);
@@ -168,6 +170,7 @@ class Engine final : private wg::Host, private derp::DerpHost {
   std::optional<Error> state_error() const { return state_error_; }
   const control::Netmap& netmap() const { return control_->netmap(); }
   const crypto::NodePrivate& node_key() const { return control_->node_key(); }
+  const crypto::DiscoPrivate& disco_key() const { return disco_; }
   Persistent persistent() const;
   std::vector<IpAddress> own_addresses() const;
   std::optional<NodePublic> peer_of(const IpAddress& address) const;
@@ -278,6 +281,8 @@ class Engine final : private wg::Host, private derp::DerpHost {
   std::set<NodePublic> probes_;          // PeerReadyEvent wanted
   std::vector<TsmpPing> tsmp_pings_;     // oldest first
   std::vector<MutBytes> accepted_;       // scratch of deliver()
+  crypto::DiscoPrivate disco_;           // chosen by start()
+  std::uint16_t udp_port_ = 0;           // IPv4's
   bool plain_control_ = false;           // the coordinator is reached over http://
   NodePublic installed_key_;             // node key that tunnel, paths and relays run with
   NodeState state_ = NodeState::kStopped;

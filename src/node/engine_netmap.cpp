@@ -71,7 +71,7 @@ void Engine::apply_netmap(const control::NetmapChange& change) {
     installed_key_ = key;
     tunnel_->set_private_key(clock_, control_->node_key());
     derp_->set_key(clock_.now, control_->node_key());
-    paths_->set_keys(clock_.now, config_.disco_key, key);
+    paths_->set_keys(clock_.now, disco_, key);
   }
   if (change.self && map.self()) {
     std::vector<IpAddress> own = own_addresses();

@@ -130,7 +130,7 @@ Peer* Paths::Impl::upsert(Instant now, const PeerConfig& config) {
       p->next_round = {};
     }
     if (restarted) {
-      distrust(*p);
+      distrust(*p);   // it often comes back on another port
       events.push_back(PeerRestarted{p->key});
     }
   }

@@ -171,7 +171,7 @@ void Paths::Impl::clear_best(Peer& p) {
   report_path(p);
 }
 
-// The peer restarted, often on another port: what was good may be dead, so the relay carries a copy until a pong says otherwise.
+// What was good may be dead: the relay carries a copy until a pong says otherwise.
 void Paths::Impl::distrust(Peer& p) {
   p.trust_until = {};
   p.unanswered = 0;

@@ -47,6 +47,7 @@ Status NodeRuntime::Loop::open() {
   if (!streams) return streams.error();
   streams_ = std::move(*streams);
   resolver_ = std::make_unique<Resolver>(loop_);
+  const std::uint16_t last_port = persistent_.udp_port;
   if (Status s = open_sockets(); !s) return s;
   auto control = listen_unix(dir_.file("node.sock"));
   if (!control) return control.error();
@@ -68,7 +69,8 @@ Status NodeRuntime::Loop::open() {
   config.control.expect_registered = persistent_.registered;
   // Worth a slow first contact when damaged, not an error.
   if (auto map = read_file(dir_.file(kMapFile), kMapBytesMax); map && *map) config.saved_map = std::move(**map);
-  config.disco_key = persistent_.disco_key.duplicate();
+  config.last_disco_key = persistent_.disco_key.duplicate();
+  config.last_udp_port = last_port;
   config.relay_only = options_.relay_only;
   // A switch for laboratories, as Tailscale's clients have one: not among the options, so that nobody chooses it for a tailnet.
   config.plain_relays = std::getenv("PORTHOLE_PLAIN_RELAYS") != nullptr;
@@ -114,10 +116,6 @@ Status NodeRuntime::Loop::open_sockets() {
     break;
   }
   if (!udp4_) return *error;
-  // With the same key on the same port peers go on as if nothing had happened. On another port it would hold them to the
-  // old one for as long as they trust it.
-  if (!engine_ && (persistent_.disco_key.is_zero() || udp4_->port() != persistent_.udp_port))
-    persistent_.disco_key = crypto::DiscoPrivate::generate(rng_);
   persistent_.udp_port = udp4_->port();
   for (std::uint16_t port : {udp4_->port(), std::uint16_t{0}}) {
     auto v6 = UdpSocket::open(loop_, true, port, {}, udp_buffers_, *this, on_error);
@@ -326,6 +324,7 @@ void NodeRuntime::Loop::rebind(const std::string& reason) {
 void NodeRuntime::Loop::persist() {
   node::Persistent p = engine_->persistent();
   persistent_.node_key = engine_->node_key().duplicate();
+  persistent_.disco_key = engine_->disco_key().duplicate();
   if (p.control_key) persistent_.control_key = *p.control_key;
   persistent_.registered = p.registered;
   if (!p.login_name.empty()) persistent_.login_name = p.login_name;

@@ -39,34 +39,6 @@ FORGOTTEN = """server {
 """
 
 
-class Authority:
-    """A CA of one's own: what a household with its own certificates has."""
-
-    def __init__(self, folder, name="Own CA"):
-        self.folder = folder
-        os.mkdir(folder)
-        self.key, self.cert = os.path.join(folder, "ca.key"), os.path.join(folder, "ca.pem")
-        open(os.path.join(folder, "index.txt"), "w").close()
-        with open(os.path.join(folder, "ca.cnf"), "w") as f:
-            f.write(f"[ca]\ndefault_ca=d\n[d]\ndatabase={folder}/index.txt\nrand_serial=yes\nnew_certs_dir={folder}\ndefault_md=sha256\n"
-                    "policy=p\ncopy_extensions=copy\nunique_subject=no\n[p]\ncommonName=supplied\n")
-        self._sign(name, "basicConstraints=critical,CA:TRUE", self.cert, self.key, -400, 4000, "-selfsign")
-
-    def _sign(self, name, extension, cert, key, since, until, *how):
-        def when(days):
-            return time.strftime("%Y%m%d%H%M%SZ", time.gmtime(time.time() + days * 86400))
-        sh("openssl", "req", "-new", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", key, "-out", cert + ".csr",
-           "-subj", f"/CN={name}", "-addext", extension)
-        sh("openssl", "ca", "-batch", "-config", os.path.join(self.folder, "ca.cnf"), "-keyfile", self.key, "-in", cert + ".csr", "-out", cert,
-           "-notext", "-startdate", when(since), "-enddate", when(until), *how)
-
-    def issue(self, name, names="DNS:hub.test", since=-30, until=30):
-        """(certificate, key); valid from and until, in days from now."""
-        cert, key = os.path.join(self.folder, name + ".pem"), os.path.join(self.folder, name + ".key")
-        self._sign(name, f"subjectAltName={names}", cert, key, since, until, "-cert", self.cert)
-        return cert, key
-
-
 class Nginx:
     """Debian's nginx in a namespace, never the distribution's service. A request is in seen() when it has ended."""
 
@@ -299,25 +271,12 @@ def cut_again_and_again(kind):
         # Each cut of its relay makes tailscaled tell Headscale, and Headscale its peers: their streams are never quiet then.
         film, laptop, far = t.ours("film"), (t.tailscaled if kind == "porthole" else t.ours)("laptop"), t.ours("far")
         t.cut_udp(far)
-        streams, gaps = [(laptop, film), (film, far)], []
-        for a, b in streams:
+        pairs = (laptop, film), (film, far)
+        for a, b in pairs:
             a.reaches(b, 30)
         told = len(film.p.log)
         start = time.time()
-
-        def listen(a, b):
-            s = a.connect(b.v4)
-            s.settimeout(20)
-            ticks, worst, last = 0, 0, time.monotonic()
-            with s:
-                s.sendall(b"TICK 22\n")
-                while block := s.recv(4096):
-                    now = time.monotonic()
-                    ticks, worst, last = ticks + block.count(b"tick"), max(worst, now - last), now
-            gaps.append((f"{b.name} > {a.name}", ticks, worst))
-        threads = [threading.Thread(target=listen, args=pair) for pair in streams]
-        for thread in threads:
-            thread.start()
+        streams = [Ticks(a, b, 22) for a, b in pairs]
         states = set()
         while time.time() - start < 14:
             states.add(film.status()["state"])
@@ -326,13 +285,12 @@ def cut_again_and_again(kind):
         begun = time.monotonic()
         wait_for(lambda: film.peer(late) and laptop.peer(late), 8, "news arrive")
         news = time.monotonic() - begun
-        for thread in threads:
-            thread.join()
+        for s in streams:
+            s.join()
         took = time.time() - start
         check(states == {"running"} and not [e for e in film.p.log[told:] if e["event"] == "state"], f"states {states}, {film.p.log[told:]}")
-        for who, ticks, worst in gaps:
-            check(ticks > 150 and worst < 1, f"{who}: {ticks} ticks, longest gap {worst:.2f} s")
-        check(len(gaps) == 2, "both streams of ticks end in order")
+        for s in streams:
+            check(s.count > 150 and s.longest < 1, f"{s.who}: {s.count} ticks, longest gap {s.longest:.2f} s")
         counts = {}
         for what in ("POST /ts2021", "GET /derp"):
             of_film = [r for r in t.nginx.seen(what) if r[0] > start and r[1] in ("10.77.1.2", "2001:db8:1::2")]
@@ -341,7 +299,7 @@ def cut_again_and_again(kind):
         check(counts["POST /ts2021"] >= 2, f"the map stream was cut {counts['POST /ts2021']} times only")
         notices = [e["message"] for e in film.p.log[told:] if e["event"] == "notice" and "control server" in e["message"]]
         check(len(notices) == 1, f"it tells {len(notices)} times and not once what keeps happening: {notices}")
-        return (f"map stream cut {counts['POST /ts2021']} times in {took:.0f} s, longest gap {max(g[2] for g in gaps) * 1000:.0f} ms, "
+        return (f"map stream cut {counts['POST /ts2021']} times in {took:.0f} s, longest gap {max(s.longest for s in streams) * 1000:.0f} ms, "
                 f"news after {news:.1f} s")
 
 
@@ -390,7 +348,7 @@ def test_forgotten_for_the_relay(kind):
 # ---- strict proxies
 
 class StrictProxy:
-    """Plain HTTP in the hub at port 8000. `strict(head, client)` answers what it does not want to pass on and returns True; the rest goes to
+    """Plain HTTP in the hub. `strict(head, client)` answers what it does not want to pass on and returns True; the rest goes to
     the server as HTTP/1.1 with the hop-by-hop headers left behind (RFC 9110 section 7.6.1)."""
 
     def __init__(self, t, strict):
@@ -404,13 +362,7 @@ class StrictProxy:
 
     def _one(self, s):
         s.settimeout(20)
-        head = b""
-        while b"\r\n\r\n" not in head:
-            block = s.recv(4096)
-            if not block:
-                return
-            head += block
-        lines = head.split(b"\r\n\r\n")[0].split(b"\r\n")
+        lines = read_head(s).split(b"\r\n\r\n")[0].split(b"\r\n")
         if any(line.lower().startswith(b"upgrade:") for line in lines):
             self.upgrades += 1
             if self.strict(lines, s):

@@ -87,10 +87,7 @@ def web_server(space, name):
         listener = socket.create_server(("127.0.0.1", 0), backlog=16)
 
     def serve(s):
-        head = b""
-        while b"\r\n\r\n" not in head and (block := s.recv(4096)):
-            head += block
-        body = f"{name} answers {head.splitlines()[0].decode()}".encode()
+        body = f"{name} answers {read_head(s).splitlines()[0].decode()}".encode()
         s.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n" % len(body) + body)
     serve_each(listener, serve)
     return listener
@@ -240,22 +237,15 @@ def crowd(t, count):
     """`count` devices join the account, on eight threads, and go away again."""
     space, library = t.place("crowd"), libporthole.load(BUILD)
     key = "file:" + t.secret(t.server.new_key("home", "--reusable"))
-    numbers, trouble = iter(range(count)), []
+    numbers = iter(range(count))
 
     def join():
-        try:
-            for n in numbers:
-                with inside(space):
-                    node = libporthole.Node(library, t.path(f"crowd{n}"), t.server.base(), key, f"crowd-{n}", t.cert)
-                wait_for(lambda: node.status()["self"].get("ips"), 20, "it has joined")
-                node.close()
-        except Exception as e:
-            trouble.append(e)
-    threads = [threading.Thread(target=join) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+        for n in numbers:
+            with inside(space):
+                node = libporthole.Node(library, t.path(f"crowd{n}"), t.server.base(), key, f"crowd-{n}", t.cert)
+            wait_for(lambda: node.status()["self"].get("ips"), 20, "it has joined")
+            node.close()
+    trouble = together(8, join)
     check(not trouble, f"{trouble[:3]}")
 
 

@@ -36,6 +36,26 @@ def test_join_and_names():
         check(out == b"film\n", f"tailscale nc: {out!r}")
 
 
+def first_answer(watcher, join):
+    """Seconds until a new member, dialled the moment that the watcher's map has it, answers."""
+    known, took = set(watcher.status()["Peer"]), []
+
+    def fresh():
+        return next((p for key, p in watcher.status()["Peer"].items() if key not in known), None)
+
+    def dial():
+        address = next(a for a in wait_for(fresh, 20, "it appears")["TailscaleIPs"] if ":" not in a)
+        began = time.monotonic()
+        watcher.ask(address)
+        took.append(time.monotonic() - began)
+    dialler = threading.Thread(target=dial)
+    dialler.start()
+    join()
+    dialler.join()
+    check(took, "nobody answered")
+    return took[0]
+
+
 def test_appear_and_vanish():
     """Peers appear at once and are reached as soon as they do, are known as logged out within 2 s, an ephemeral one when it ends"""
     with Tailnet("porthole") as t:
@@ -44,21 +64,8 @@ def test_appear_and_vanish():
         film = t.ours("film")
         wait_for(lambda: "film" in peers_of(laptop), 2, "our node appears")
         appeared = time.monotonic() - start
-        took = []
-        for name in ("new", "newer"):
-            known = set(laptop.status().get("Peer") or {})
-
-            def dial_at_once():
-                fresh = lambda: next((p for k, p in (laptop.status().get("Peer") or {}).items() if k not in known), None)
-                address = next(a for a in wait_for(fresh, 20, "it appears")["TailscaleIPs"] if ":" not in a)
-                began = time.monotonic()
-                laptop.ask(address)
-                took.append(time.monotonic() - began)
-            dialler = threading.Thread(target=dial_at_once)
-            dialler.start()
-            (t.ours if name == "new" else t.tsnet)(name)
-            dialler.join()
-        check(len(took) == 2 and max(took) < 2, f"dialled as they appeared, they answered after {took} s")
+        took = [first_answer(laptop, lambda: t.ours("new")), first_answer(laptop, lambda: t.tsnet("newer"))]
+        check(max(took) < 2, f"dialled as they appeared, they answered after {took} s")
         box = t.tailscaled("box")
         film.reaches(box)
         check(film.peer(box)["online"], f"{film.peer(box)}")
@@ -109,40 +116,19 @@ def test_coordinator_restarts():
     """The coordinator restarts in mid-stream: the traffic does not notice, and news arrive again afterwards"""
     with Tailnet("porthole") as t:
         film, laptop, go = t.ours("film"), t.tailscaled("laptop"), t.tsnet("go")
-        streams = []
-        for a, b in ((laptop, film), (film, go), (go, laptop)):
+        pairs = (laptop, film), (film, go), (go, laptop)
+        for a, b in pairs:
             a.reaches(b)
-            s = a.connect(b.v4)
-            s.sendall(b"TICK 8\n")
-            streams.append((a, b, s))
-        gaps = []
-        threads = []
-
-        def listen(a, b, s):
-            s.settimeout(20)
-            got, worst, last = b"", 0, time.monotonic()
-            while True:
-                block = s.recv(4096)
-                now = time.monotonic()
-                worst, last = max(worst, now - last), now
-                if not block:
-                    break
-                got += block
-            gaps.append((f"{a.name}<{b.name}", got.count(b"tick"), worst))
-        for stream in streams:
-            thread = threading.Thread(target=listen, args=stream)
-            thread.start()
-            threads.append(thread)
-        time.sleep(2)
+        streams = [Ticks(a, b, 8) for a, b in pairs]
+        wait_for(lambda: all(s.count > 15 for s in streams), 10, "all are in the middle")
         t.server.restart()
-        for thread in threads:
-            thread.join()
-        for who, ticks, worst in gaps:
-            check(ticks >= 60 and worst < 1, f"{who}: {ticks} ticks, longest gap {worst:.1f} s")
+        for s in streams:
+            s.join()
+            check(s.count >= 60 and s.longest < 1, f"{s.who}: {s.count} ticks, longest gap {s.longest:.1f} s")
         late = t.ours("late")
         wait_for(lambda: "late" in peers_of(laptop), 40, "news reach tailscaled again")
         late.reaches(go, 40)
-        return "longest gap " + f"{max(g[2] for g in gaps) * 1000:.0f} ms"
+        return f"longest gap {max(s.longest for s in streams) * 1000:.0f} ms"
 
 
 def test_revoked():

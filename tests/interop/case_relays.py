@@ -36,7 +36,8 @@ class Derper:
         self.dir = net.path(f"derper-{self.code}")
         os.mkdir(self.dir)
         if self.tls == "ca":
-            net.sign(self.name, os.path.join(self.dir, self.name))
+            for path, end in zip(net.authority.issue(self.name, f"DNS:{self.name}"), ("crt", "key")):
+                os.symlink(path, os.path.join(self.dir, f"{self.name}.{end}"))
         self.start()
 
     def start(self):
@@ -81,21 +82,12 @@ class RelayNet(Tailnet):
         self.addresses = [f"198.51.100.{11 + i}" for i in range(len(relays))]
         self.HOSTS = Tailnet.HOSTS + "".join(f"{a} {r.code}.test\n" for a, r in zip(self.addresses, relays))
 
-    def __enter__(self):
-        super().__enter__()
-        # Who may reach whom is none of this file's business, and Headscale 0.28 now and then forgets to tell members the filter
-        # that goes with a new one when they come quickly.
-        self.server.set_policy(headscale.OPEN_POLICY)
-        return self
-
     def prepare(self):
         # An authority of the operator's own, which no system knows.
-        self.ca, self.ca_key = self.path("ca.pem"), self.path("ca.key")
-        sh("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", self.ca_key, "-out", self.ca,
-           "-days", "30", "-subj", "/CN=Own Authority", "-addext", "basicConstraints=critical,CA:TRUE")
+        self.authority = Authority(self.path("own-ca"), "Own Authority")
         self.trusted = self.path("trusted.pem")
         with open(self.trusted, "w") as out:
-            for path in (self.cert, self.ca):
+            for path in (self.cert, self.authority.cert):
                 with open(path) as f:
                     out.write(f.read())
         self.only_hub = self.env
@@ -104,15 +96,6 @@ class RelayNet(Tailnet):
             sh("ip", "-n", self.hub, "addr", "add", address + "/32", "dev", "lo")
             relay.prepare(self, address)
         self.options["derp_map"] = {r.region: r.in_map() for r in self.relays}
-
-    def sign(self, name, path):
-        """PATH.crt and PATH.key, of the own authority."""
-        sh("openssl", "req", "-new", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", path + ".key", "-out", path + ".csr",
-           "-subj", f"/CN={name}")
-        with open(path + ".ext", "w") as f:
-            f.write(f"subjectAltName=DNS:{name}\n")
-        sh("openssl", "x509", "-req", "-in", path + ".csr", "-CA", self.ca, "-CAkey", self.ca_key, "-CAcreateserial", "-days", "30",
-           "-extfile", path + ".ext", "-out", path + ".crt")
 
     @contextlib.contextmanager
     def environment(self, env):
@@ -266,7 +249,7 @@ def test_derper_own_ca():
     with RelayNet("headscale-0.28", [Derper(902, "amber")]) as t:
         film, laptop = t.ours("film", udp=False), t.tailscaled("laptop", udp=False)
         with t.environment(t.only_hub):
-            box = t.ours("box", "--ca-file", t.ca, udp=False)
+            box = t.ours("box", "--ca-file", t.authority.cert, udp=False)
         return all_meet(film, box, laptop, "amber")
 
 
@@ -447,17 +430,7 @@ def test_home_dies():
             wait_for(lambda: home(m) == "amber", 15, f"{m.name}'s home is amber, not {home(m)}")
         for a, b in ((film, box), (film, laptop), (laptop, box)):
             a.reaches(b)
-        stream = film.connect(box.v4)
-        stream.sendall(b"TICK 120\n")
-        stream.settimeout(60)
-        ticks = {"longest": 0.0, "last": time.monotonic()}
-
-        def listen():
-            with contextlib.suppress(OSError):
-                while stream.recv(4096):
-                    now = time.monotonic()
-                    ticks["longest"], ticks["last"] = max(ticks["longest"], now - ticks["last"]), now
-        threading.Thread(target=listen, daemon=True).start()
+        ticks = Ticks(film, box, 120)
 
         def all_home(members, code, seconds):
             start, took = time.monotonic(), {}
@@ -473,23 +446,23 @@ def test_home_dies():
         amber.kill()
         moved = all_home((film, box), "blue", 30)
         film.reaches(box)
-        check(time.monotonic() - ticks["last"] < 5, "the connection from before has not gone on")
-        pause = ticks["longest"]
+        check(time.monotonic() - ticks.last < 5, "the connection from before has not gone on")
+        pause = ticks.longest
         # tailscaled asks by ICMP, too, and stays for as long as the dead relay's machine answers.
         sh("ip", "-n", t.hub, "addr", "del", amber.address + "/32", "dev", "lo")
         moved += "; with its machine gone: " + all_home((laptop,), "blue", 60)
         for a, b in ((film, box), (film, laptop), (laptop, box)):
             relayed(a, b, "blue", MIB)
 
-        ticks["longest"] = 0.0
+        ticks.longest = 0.0
         sh("ip", "-n", t.hub, "addr", "add", amber.address + "/32", "dev", "lo")
         amber.start()
         back = all_home(everybody, "amber", 60)
         wait_for(lambda: film.ask(box.v4) and film.peer(box)["relay_name"] == "amber", 10, "they talk through amber again")
         film.reaches(laptop)
-        check(time.monotonic() - ticks["last"] < 5, "the connection has not survived the way back")
-        note = f"moved: {moved}; the open connection paused {pause:.1f} s; home again: {back}, pause {ticks['longest']:.1f} s"
-        stream.close()
+        check(time.monotonic() - ticks.last < 5, "the connection has not survived the way back")
+        note = f"moved: {moved}; the open connection paused {pause:.1f} s; home again: {back}, pause {ticks.longest:.1f} s"
+        ticks.close()
         return note
 
 

@@ -158,6 +158,34 @@ class Net:
         return ["ip", "netns", "exec", ns, *map(str, argv)]
 
 
+class Authority:
+    """A CA of one's own: what a household with its own certificates has."""
+
+    def __init__(self, folder, name="Own CA"):
+        self.folder = folder
+        os.mkdir(folder)
+        self.key, self.cert = os.path.join(folder, "ca.key"), os.path.join(folder, "ca.pem")
+        open(os.path.join(folder, "index.txt"), "w").close()
+        with open(os.path.join(folder, "ca.cnf"), "w") as f:
+            f.write(f"[ca]\ndefault_ca=d\n[d]\ndatabase={folder}/index.txt\nrand_serial=yes\nnew_certs_dir={folder}\ndefault_md=sha256\n"
+                    "policy=p\ncopy_extensions=copy\nunique_subject=no\n[p]\ncommonName=supplied\n")
+        self._sign(name, "basicConstraints=critical,CA:TRUE", self.cert, self.key, -400, 4000, "-selfsign")
+
+    def _sign(self, name, extension, cert, key, since, until, *how):
+        def when(days):
+            return time.strftime("%Y%m%d%H%M%SZ", time.gmtime(time.time() + days * 86400))
+        sh("openssl", "req", "-new", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", key, "-out", cert + ".csr",
+           "-subj", f"/CN={name}", "-addext", extension)
+        sh("openssl", "ca", "-batch", "-config", os.path.join(self.folder, "ca.cnf"), "-keyfile", self.key, "-in", cert + ".csr", "-out", cert,
+           "-notext", "-startdate", when(since), "-enddate", when(until), *how)
+
+    def issue(self, name, names="DNS:hub.test", since=-30, until=30):
+        """(certificate, key); valid from and until, in days from now."""
+        cert, key = os.path.join(self.folder, name + ".pem"), os.path.join(self.folder, name + ".key")
+        self._sign(name, f"subjectAltName={names}", cert, key, since, until, "-cert", self.cert)
+        return cert, key
+
+
 @contextlib.contextmanager
 def inside(space):
     """Sockets that this thread makes in the block belong to that namespace, for good."""

@@ -320,6 +320,34 @@ def socks_connect(proxy, host, port, seconds=20):
     return socks_ask(s, 1, host, port)[0], s
 
 
+def read_head(s):
+    """An HTTP head, and what came with it; OSError when the connection ends before."""
+    data = b""
+    while b"\r\n\r\n" not in data:
+        block = s.recv(4096)
+        if not block:
+            raise OSError("it ended before the head did")
+        data += block
+    return data
+
+
+def together(count, do):
+    """do() in so many threads at once, to their end; what they raised."""
+    trouble = []
+
+    def one():
+        try:
+            do()
+        except Exception as e:
+            trouble.append(e)
+    threads = [threading.Thread(target=one) for _ in range(count)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    return trouble
+
+
 def serve_each(listener, handle):
     """Until the listener is closed, every connection gets a thread that runs handle(socket) and closes it; OSError is its end, too."""
     def one(s):

@@ -107,16 +107,6 @@ class WebServer:
         self.serve(s)
 
 
-def read_head(s):
-    data = b""
-    while b"\r\n\r\n" not in data:
-        block = s.recv(4096)
-        if not block:
-            raise OSError("gone")
-        data += block
-    return data
-
-
 def test_captive_portal():
     def portal(s):
         read_head(s)

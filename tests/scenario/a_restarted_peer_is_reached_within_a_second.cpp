@@ -51,6 +51,28 @@ TEST(Scenario, ANodeOpensConnectionsToARestartedPeerWithoutTheCoordinator) {
   EXPECT_LT(after->until_first_byte(), 1s) << t.report();
 }
 
+TEST(Scenario, TheDiscoKeyStaysWithTheUdpPort) {
+  Tailnet t(kSeed);
+  NodeHost& a = t.add_node({.name = "a"}, t.add_home("one"));
+  ASSERT_IN(t, t.run_until_running(3s));
+  const DiscoPublic first = a.engine().disco_key().public_key();
+  const std::uint16_t port = a.udp_port();
+  a.restart();
+  ASSERT_IN(t, t.run_until_running(3s));
+  EXPECT_EQ(a.udp_port(), port);
+  EXPECT_EQ(a.engine().disco_key().public_key(), first);
+  a.stop();
+  a.host().bind(port, [](const Endpoint&, const Endpoint&, MutBytes) {});   // somebody else has it now
+  a.start();
+  ASSERT_IN(t, t.run_until_running(3s));
+  EXPECT_NE(a.udp_port(), port);
+  const DiscoPublic second = a.engine().disco_key().public_key();
+  EXPECT_NE(second, first);
+  a.kill();   // nothing is saved at the end
+  a.start();
+  EXPECT_EQ(a.engine().disco_key().public_key(), second);
+}
+
 TEST(Scenario, APeerThatGoesOnWithTheSessionOfOurLastRunHasANewOneAtOnce) {
   // Nobody tells it of the restart, and nothing changed but the keys that are lost: WireGuard alone would take 15 s.
   Tailnet t(kSeed);
