@@ -164,6 +164,7 @@ void NodeRuntime::Loop::give_accepted(AppListener& l) {
       continue;
     }
     l.ready.pop_front();
+    tell_listener(l);  // before the caller goes on and asks the descriptor
     Endpoint remote = engine_->stack().remote(socket);
     splice(socket, std::move(pair->first), {});
     waiter->set(Accepted{std::move(pair->second), remote.to_string()});
