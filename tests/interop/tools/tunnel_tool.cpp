@@ -178,7 +178,10 @@ class WireGuardCarrier final : public Carrier, public PacketSink, public wg::Hos
     ByteVector peer = need(from_hex(c.text("peer")), "a key");
     tunnel_.set_private_key(clock, crypto::NodePrivate::from_bytes(key));
     std::vector<Prefix> allowed;
-    for (const std::string& text : split(c.text("allowed"))) allowed.push_back(need(Prefix::parse(text), "a prefix: " + text));
+    for (const std::string& text : split(c.text("allowed"))) {
+      allowed.push_back(need(Prefix::parse(text), "a prefix: " + text));
+      inner_.push_back(allowed.back().address);
+    }
     crypto::SecretBytes<32> psk;
     if (c.has("psk")) psk = crypto::SecretBytes<32>(Bytes(need(from_hex(c.text("psk")), "a key")));
     peer_ = tunnel_.add_peer(clock, NodePublic::from_bytes(peer), allowed, c.has("psk") ? &psk : nullptr);
@@ -207,6 +210,9 @@ class WireGuardCarrier final : public Carrier, public PacketSink, public wg::Hos
   void stray(const wg::Source&) override {}
   void session(wg::PeerId, wg::SessionState state) override {
     Line("session").add("state", static_cast<std::uint64_t>(state));
+    // As node::Engine has it: what went to a session that the other end forgot is resent now, not when TCP's timer says so.
+    if (state == wg::SessionState::kEstablished)
+      for (const IpAddress& a : inner_) stack_.path_changed(clock_.now, a, PathChange::kReachable);
   }
 
   // UDP
@@ -317,6 +323,7 @@ class WireGuardCarrier final : public Carrier, public PacketSink, public wg::Hos
   std::unique_ptr<runtime::UdpSocket> v4_, v6_;
   wg::PeerId peer_ = wg::kNoPeer;
   Endpoint remote_;
+  std::vector<IpAddress> inner_;  // the addresses behind it
   std::map<std::uint8_t, ByteVector> sent_, received_;
   std::uint64_t last_of_type4_ = 0;
 };
