@@ -126,4 +126,17 @@ struct Script {
   SocketEvent last_event;
 };
 
+inline std::size_t write(Script& s, SocketId id, std::size_t size) {
+  ByteVector data(size);
+  for (std::size_t i = 0; i < size; ++i) data[i] = static_cast<std::uint8_t>(i);
+  std::size_t n = s.stack.write(s.now, id, data);
+  s.collect();
+  return n;
+}
+
+inline void read_all(Script& s, SocketId id) {
+  s.stack.consume(s.now, id, s.stack.readable(id));
+  s.collect();
+}
+
 }  // namespace porthole::netstack::harness

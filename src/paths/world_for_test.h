@@ -11,8 +11,10 @@
 
 #include "base/log.h"
 #include "base/rng.h"
+#include "crypto/dh.h"
 #include "paths/paths.h"
 #include "wire/classify.h"
+#include "wire/disco.h"
 #include "wire/stun.h"
 
 namespace porthole::paths::world {
@@ -343,6 +345,58 @@ inline Route Host::send_data(const Host& to) {
   if (r.relay_region) send_relay(*r.relay_region, to.node, data);
   poll();
   return r;
+}
+
+// ---- what several files look at
+
+inline constexpr auto kDisco = wire::DatagramKind::kDisco;
+
+inline std::size_t drops(const Host& h, Drop d) { return h.paths->counters().drops[static_cast<std::size_t>(d)]; }
+
+inline bool direct(Host& a, const Host& b) {
+  auto s = a.paths->status(a.world.now, b.node);
+  return s && s->trusted;
+}
+
+// Two homes behind NATs of the usual kind (endpoint-independent mapping, address-and-port-dependent filter), one relay
+// region with STUN, maps shared once everyone knows their addresses.
+struct TwoHomes {
+  World w;
+  Nat& nat_a = w.add_nat("198.51.100.1");
+  Nat& nat_b = w.add_nat("203.0.113.1");
+  Host& a = w.add_host("a", {"192.168.1.2:41641"}, &nat_a);
+  Host& b = w.add_host("b", {"192.168.2.2:41641"}, &nat_b);
+  TwoHomes() {
+    w.add_region(1, "192.0.2.10:3478");
+    w.start_all();
+    w.run(1s);
+    w.share_map();
+  }
+};
+
+// Two public hosts without NAT; `relay` gives them a region.
+struct TwoPublic {
+  World w;
+  Host& a = w.add_host("a", {"198.51.100.5:41641"});
+  Host& b = w.add_host("b", {"203.0.113.5:41641"});
+  explicit TwoPublic(bool relay = true) {
+    if (relay) w.add_region(1, "192.0.2.10:3478");
+    w.start_all();
+    w.run(1s);
+    w.share_map();
+  }
+};
+
+// Seals as `from` would, for hand-made messages.
+inline ByteVector seal(Host& from, const Host& to, const wire::disco::Message& m) {
+  const ByteVector plain = wire::disco::encode(m);
+  ByteVector out(wire::disco::kOverhead + plain.size());
+  std::uint8_t nonce[24];
+  from.rng.fill(nonce);
+  wire::disco::write_envelope(out, from.disco.public_key(), nonce);
+  const auto key = crypto::BoxKey::make(from.disco.reveal(), to.disco.public_key().bytes());
+  key->seal(nonce, plain, MutBytes(out).subspan(wire::disco::kBoxOffset));
+  return out;
 }
 
 }  // namespace porthole::paths::world
