@@ -12,3 +12,5 @@ target_link_libraries(porthole_session_proto PUBLIC protobuf::libprotobuf-lite)
 
 porthole_app(session DEPS app_support session_proto LIBS OpenSSL::SSL OpenSSL::Crypto)
 target_include_directories(porthole_app_session SYSTEM PUBLIC ${Boost_INCLUDE_DIRS})
+# Asio and Beast are compiled once (session/asio.cpp), not into every file that includes them.
+target_compile_definitions(porthole_app_session PUBLIC BOOST_ASIO_SEPARATE_COMPILATION BOOST_BEAST_SEPARATE_COMPILATION)

@@ -32,7 +32,7 @@ using asio::awaitable;
 using asio::ip::tcp;
 using boost::system::error_code;
 using std::chrono::steady_clock;
-using WebSocket = websocket::stream<beast::ssl_stream<beast::tcp_stream>>;
+using WebSocket = websocket::stream<beast::ssl_stream<beast::tcp_stream>, false>;  // films do not deflate
 
 std::string said(const std::string& text) { return session::clean_text(text, session::kTextBytesMax); }
 

@@ -47,7 +47,7 @@ using asio::awaitable;
 using asio::ip::tcp;
 using boost::system::error_code;
 using TlsStream = beast::ssl_stream<beast::tcp_stream>;
-using WebSocket = websocket::stream<TlsStream>;
+using WebSocket = websocket::stream<TlsStream, false>;  // films do not deflate
 using std::chrono::steady_clock;
 
 // A timer that never fires by itself: waiters go on when somebody calls notify().
