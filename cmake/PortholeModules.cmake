@@ -1,7 +1,8 @@
 # One rule for every folder of src/: all *.cpp make one static archive, all *_test.cpp make one test program.
 #
-# porthole_module(NAME [CORE] DEPS folder... [LIBS external...] [TEST_DEPS folder...] [TEST_LIBS external...])
+# porthole_module(NAME [CORE] [FAST_TESTS] DEPS folder... [LIBS external...] [TEST_DEPS folder...] [TEST_LIBS external...])
 #   CORE: built without exceptions (everything below runtime; docs/architecture.md, "Layers").
+#   FAST_TESTS: its tests move so much that their own code is optimised as well.
 
 find_package(PkgConfig REQUIRED)
 find_package(OpenSSL 3 REQUIRED)
@@ -21,6 +22,10 @@ if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
   target_compile_options(porthole_flags INTERFACE -Wno-null-dereference -Wno-restrict -Wno-stringop-overflow
     -Wno-stringop-overread -Wno-array-bounds -Wno-maybe-uninitialized -Wno-dangling-pointer)
 endif()
+if(CMAKE_UNITY_BUILD)
+  # Types of an anonymous namespace are in the file that the compiler was given all the same.
+  target_compile_options(porthole_flags INTERFACE $<$<CXX_COMPILER_ID:GNU>:-Wno-subobject-linkage>)
+endif()
 target_link_options(porthole_flags INTERFACE -Wl,--gc-sections)
 if(PORTHOLE_SANITIZE STREQUAL "address")
   target_compile_options(porthole_flags INTERFACE -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer)
@@ -35,7 +40,7 @@ if(PORTHOLE_FUZZ)
 endif()
 
 function(porthole_module NAME)
-  cmake_parse_arguments(M "CORE" "" "DEPS;LIBS;TEST_DEPS;TEST_LIBS" ${ARGN})
+  cmake_parse_arguments(M "CORE;FAST_TESTS" "" "DEPS;LIBS;TEST_DEPS;TEST_LIBS" ${ARGN})
   file(GLOB sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/${NAME}/*.cpp)
   set(tests ${sources})
   list(FILTER sources EXCLUDE REGEX "_test\\.cpp$")
@@ -60,5 +65,6 @@ function(porthole_module NAME)
     set_property(GLOBAL PROPERTY PORTHOLE_TESTS_OF_${NAME} ${tests})
     set_property(GLOBAL PROPERTY PORTHOLE_TEST_DEPS_OF_${NAME} ${M_TEST_DEPS})
     set_property(GLOBAL PROPERTY PORTHOLE_TEST_LIBS_OF_${NAME} ${M_TEST_LIBS})
+    set_property(GLOBAL PROPERTY PORTHOLE_FAST_TESTS_OF_${NAME} ${M_FAST_TESTS})
   endif()
 endfunction()

@@ -9,7 +9,6 @@ namespace porthole::paths {
 namespace {
 
 using namespace world;
-using wire::DatagramKind;
 
 TEST(Paths, BothBehindOrdinaryNatsBecomeDirect) {
   TwoHomes t;
@@ -88,20 +87,15 @@ TEST(Paths, OneSideWithoutUdpStaysOnTheRelay) {
 }
 
 TEST(Paths, HardNatAgainstOpenPeerIsDirectThroughTheLearnedAddress) {
-  World w;
-  Nat& nat = w.add_nat("198.51.100.1");
-  nat.endpoint_dependent_mapping = true;
-  w.add_region(1, "192.0.2.10:3478");
-  w.add_region(2, "192.0.2.20:3478");
-  Host& a = w.add_host("a", {"192.168.1.2:41641"}, &nat);
-  Host& b = w.add_host("b", {"203.0.113.5:41641"});
-  w.start_all();
-  w.run(4s);
-  w.share_map();
-  w.traffic(a, b, 1s);
-  EXPECT_TRUE(direct(a, b));
-  EXPECT_TRUE(direct(b, a));   // by ping-back, without waiting for a round
-  const auto s = b.paths->status(w.now, a.node);
+  HardHome t;
+  Host& b = t.w.add_host("b", {"203.0.113.5:41641"});
+  t.w.start_all();
+  t.w.run(4s);
+  t.w.share_map();
+  t.w.traffic(t.a, b, 1s);
+  EXPECT_TRUE(direct(t.a, b));
+  EXPECT_TRUE(direct(b, t.a));   // by ping-back, without waiting for a round
+  const auto s = b.paths->status(t.w.now, t.a.node);
   bool learned = false;
   for (const auto& c : s->candidates) learned |= c.learned && !c.from_map && c.latency.has_value();
   EXPECT_TRUE(learned);

@@ -9,7 +9,6 @@ namespace porthole::paths {
 namespace {
 
 using namespace world;
-using wire::DatagramKind;
 
 TEST(Paths, AnnouncesStunAndLocalEndpoints) {
   TwoHomes t;
@@ -159,20 +158,15 @@ TEST(Paths, TheOnlyRelayAwayStartsNothing) {
 }
 
 TEST(Paths, HardNatIsRecognised) {
-  World w;
-  Nat& nat = w.add_nat("198.51.100.1");
-  nat.endpoint_dependent_mapping = true;
-  w.add_region(1, "192.0.2.10:3478");
-  w.add_region(2, "192.0.2.20:3478");
-  Host& a = w.add_host("a", {"192.168.1.2:41641"}, &nat);
-  w.start(a);
-  w.run(4s);
-  EXPECT_EQ(a.paths->net_info().mapping_varies_by_dest_ip, true);
+  HardHome t;
+  t.w.start(t.a);
+  t.w.run(4s);
+  EXPECT_EQ(t.a.paths->net_info().mapping_varies_by_dest_ip, true);
   // One mapping per server: the second was seen once only and is useless to others.
-  EXPECT_EQ(a.announced.size(), 2u);
-  a.paths->set_mode(w.now, {false, true, true});   // fixed port: a manual forward is likely
-  w.run(4s);
-  EXPECT_NE(std::find(a.announced.begin(), a.announced.end(), ep("198.51.100.1:41641")), a.announced.end());
+  EXPECT_EQ(t.a.announced.size(), 2u);
+  t.a.paths->set_mode(t.w.now, {false, true, true});   // fixed port: a manual forward is likely
+  t.w.run(4s);
+  EXPECT_NE(std::find(t.a.announced.begin(), t.a.announced.end(), ep("198.51.100.1:41641")), t.a.announced.end());
 }
 
 TEST(Paths, StunServerByNameWaitsForTheName) {

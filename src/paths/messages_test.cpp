@@ -1,17 +1,14 @@
 // Single disco messages: who is answered, who is believed, and what is dropped.
 #include <gtest/gtest.h>
 
-#include "crypto/dh.h"
 #include "paths/limits.h"
 #include "paths/spec_constants.h"
 #include "paths/world_for_test.h"
-#include "wire/disco.h"
 
 namespace porthole::paths {
 namespace {
 
 using namespace world;
-using wire::DatagramKind;
 
 std::optional<wire::disco::Message> open(const Host& to, Bytes packet) {
   auto e = wire::disco::parse_envelope(packet);
@@ -162,7 +159,7 @@ TEST(Paths, CallMeMaybeWaitsForFreshEndpoints) {
   t.a.send_data(t.b);
   for (const auto& m : opened_since(t.a, t.b, before)) EXPECT_FALSE(std::holds_alternative<wire::disco::CallMeMaybe>(m.message));
   bool stun = false;
-  for (std::size_t i = before; i < t.a.sent.size(); ++i) stun |= t.a.sent[i].kind == DatagramKind::kStun;
+  for (std::size_t i = before; i < t.a.sent.size(); ++i) stun |= t.a.sent[i].kind == wire::DatagramKind::kStun;
   EXPECT_TRUE(stun);
   t.w.run(21ms);
   EXPECT_EQ(t.a.paths->counters().call_me_maybe_sent, 1u);

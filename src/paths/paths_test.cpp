@@ -9,7 +9,6 @@ namespace porthole::paths {
 namespace {
 
 using namespace world;
-using wire::DatagramKind;
 
 // ---- changes ----
 

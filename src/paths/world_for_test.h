@@ -374,6 +374,18 @@ struct TwoHomes {
   }
 };
 
+// A home whose NAT maps every destination to another port, and two STUN servers that can tell. Nothing has started.
+struct HardHome {
+  World w;
+  Nat& nat = w.add_nat("198.51.100.1");
+  Host& a = w.add_host("a", {"192.168.1.2:41641"}, &nat);
+  HardHome() {
+    nat.endpoint_dependent_mapping = true;
+    w.add_region(1, "192.0.2.10:3478");
+    w.add_region(2, "192.0.2.20:3478");
+  }
+};
+
 // Two public hosts without NAT; `relay` gives them a region.
 struct TwoPublic {
   World w;
