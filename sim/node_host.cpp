@@ -4,7 +4,6 @@
 
 namespace porthole::sim {
 namespace {
-constexpr std::size_t kBlock = 16 * 1024;
 constexpr std::size_t kBatchMax = 64;
 constexpr int kRoundsPerTurn = 64;
 }  // namespace
@@ -55,7 +54,7 @@ class NodeHost::EngineStream final : public StreamUser {
 NodeHost::NodeHost(Network& network, Streams& streams, Ledger& ledger, Host& host, NodeConfig config)
     : network_(network), streams_net_(streams), ledger_(ledger), world_(network.world()), host_(host), config_(std::move(config)),
       rng_(world_.rng("node " + config_.name)), log_(world_, config_.name), machine_key_(crypto::MachinePrivate::generate(rng_)),
-      scratch_(kBlock), alarm_(world_, [this] { turn(); }) {}
+      scratch_(kStreamBlock), alarm_(world_, [this] { turn(); }) {}
 
 NodeHost::~NodeHost() {
   for (auto& [id, s] : streams_) s->stream->vanish();

@@ -9,8 +9,6 @@
 
 namespace porthole::sim {
 namespace {
-constexpr std::uint16_t kHttpsPort = 443;
-constexpr std::size_t kBlock = 16 * 1024;
 // How long an announced restart takes.
 constexpr Duration kRestartIn = 500ms;
 constexpr Duration kRestartTryFor = 10s;
@@ -55,7 +53,7 @@ ServerHost::ServerHost(Network& network, Streams& streams, Host& host, Config co
     : network_(network), streams_(streams), world_(network.world()), host_(host), config_(std::move(config)),
       rng_(world_.rng("server " + config_.name)), log_(world_, config_.name), noise_key_(crypto::MachinePrivate::generate(rng_)),
       relay_key_(crypto::NodePrivate::generate(rng_)), server_secret_(32), authority_(config_.coordinator ? this : nullptr),
-      scratch_(kBlock), alarm_(world_, [this] { turn(); }) {
+      scratch_(kStreamBlock), alarm_(world_, [this] { turn(); }) {
   rng_.fill(server_secret_);
   streams_.add_name(config_.name, host_.addresses());
   streams_.listen(host_, kHttpsPort, [this](const StreamRef& stream) -> StreamUser* {

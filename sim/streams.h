@@ -22,6 +22,10 @@ namespace porthole::sim {
 class Stream;
 using StreamRef = std::shared_ptr<Stream>;
 
+constexpr std::uint16_t kHttpsPort = 443;
+// What machines are asked for at a time.
+constexpr std::size_t kStreamBlock = 16 * 1024;
+
 // What an owner of one side hears. No call comes from within a call to the stream.
 class StreamUser {
  public:

@@ -141,6 +141,7 @@ void ControlClient::Impl::end_map_call() {
   map_call.reset();
   disarm(kMapWatchdog);
   disarm(kMapResume);
+  disarm(kMapRefresh);
 }
 
 void ControlClient::Impl::end_everything() {
@@ -316,6 +317,10 @@ void ControlClient::Impl::handle_timeout(Clock clock) {
                                                 : RegisterKind::kFollowup);
   }
   if (due(kMapResume, now)) read_map_messages(clock);
+  if (due(kMapRefresh, now)) {
+    stop_map();
+    start_map(clock);
+  }
   if (due(kMapRetry, now)) start_map(clock);
   if (due(kLite, now)) send_lite(clock);
   if (due(kPing, now) && session && session->ready()) {
@@ -405,6 +410,7 @@ bool ControlClient::restore_map(Clock clock, Bytes saved) {
 }
 
 void ControlClient::check_membership(Clock clock) { impl_->check_membership(clock, kMembershipAskMin); }
+void ControlClient::refresh_map(Clock clock) { impl_->refresh_map(clock); }
 
 std::string ControlClient::saved_map() const {
   if (!impl_->netmap.has_map()) return {};

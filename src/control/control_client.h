@@ -132,6 +132,9 @@ class ControlClient {
   void logout(Clock clock);
   // The data plane wonders whether this node still belongs to its tailnet (peers do not answer): asks the server.
   void check_membership(Clock clock);
+  // The data plane has reason to think that the server kept something from it: asks for the whole map again, soon. What is
+  // known holds until the answer. Nothing happens when a whole map is on its way anyhow.
+  void refresh_map(Clock clock);
   // The machine's network changed: existing connections are replaced at once.
   void network_changed(Clock clock);
   // Closes everything; no further events. The node stays registered.

@@ -69,6 +69,7 @@ struct ControlClient::Impl {
     kMapWatchdog,    // a map message must have come
     kMapRetry,
     kMapResume,      // end of a pause that the server asked for
+    kMapRefresh,     // ask for the whole map again
     kLite,           // the next lite update may go
     kLiteAnswer,
     kPing,           // send one
@@ -191,6 +192,7 @@ struct ControlClient::Impl {
   void start_map(Clock clock);
   void stop_map();
   void retry_map(Clock clock, Duration wait) { arm(kMapRetry, clock.now + wait); }
+  void refresh_map(Clock clock);
   void handle_map_data(Clock clock, const H2Data& data);
   void read_map_messages(Clock clock);
   void abandon_map(Clock clock, const Error& why);

@@ -49,6 +49,11 @@ void ControlClient::Impl::stop_map() {
   end_map_call();
 }
 
+void ControlClient::Impl::refresh_map(Clock clock) {
+  if (!map_call || !map_call->got_map) return;
+  arm(kMapRefresh, std::max(clock.now, map_call->started + kMapRefreshSpacing));
+}
+
 void ControlClient::Impl::handle_map_data(Clock clock, const H2Data& data) {
   if (map_call->status != 200) return map_call->take(data, kErrorTextSizeMax);
   Status taken = map_call->reader.consume(data.bytes);

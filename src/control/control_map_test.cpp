@@ -42,8 +42,8 @@ TEST_F(ControlClientTest, SilenceEndsInTheWatchdog) {
   EXPECT_EQ(client->state(), ControlState::kRunning);
   EXPECT_EQ(registers.size(), 1u);  // reconnecting needs no registration
   EXPECT_NE(notices().find("two minutes"), std::string::npos);
-  // The start of each stream, and with nothing but keep-alives every other one of them is followed by a question.
-  EXPECT_EQ(lites.size(), 2u + 5u);
+  // The start of each stream, and with nothing but keep-alives each of them is followed by a question.
+  EXPECT_EQ(lites.size(), 2u + 10u);
 }
 
 TEST_F(ControlClientTest, ADeadPathIsNoticedByPing) {
@@ -195,6 +195,40 @@ TEST_F(ControlClientTest, RefusedUpdatesAreTriedAgain) {
     conns.clear();
     maps.clear();
   }
+}
+
+// The data plane's doubt brings a whole map over the same connection; the old one holds until then.
+TEST_F(ControlClientTest, AnotherMapComesWholeWhenAskedFor) {
+  start(config());
+  take<NetmapChanged>();
+  states.clear();
+  advance(kMapRefreshSpacing / 2);
+  const H2StreamId first = maps.back().stream;
+  client->refresh_map(clock);
+  client->refresh_map(clock);
+  run();
+  ASSERT_EQ(maps.size(), 1u);
+  EXPECT_EQ(maps.back().stream, first) << "this one has only just come";
+  send_first_map = false;
+  advance(kMapRefreshSpacing / 2);
+  ASSERT_EQ(maps.size(), 1u);
+  EXPECT_NE(maps.back().stream, first);
+  EXPECT_TRUE(client->netmap().has_map());
+  EXPECT_EQ(client->netmap().peers().size(), 2u);
+  client->refresh_map(clock);   // one is on its way
+  const H2StreamId second = maps.back().stream;
+  peers = {node(2), node(4)};
+  send_map(first_map(maps.back().request));
+  advance(2 * kMapRefreshSpacing);
+  EXPECT_EQ(maps.back().stream, second);
+  auto changes = take<NetmapChanged>();
+  ASSERT_EQ(changes.size(), 1u);
+  EXPECT_TRUE(changes[0].change.full);
+  EXPECT_EQ(changes[0].change.peers_removed, std::vector<ts2021::NodeId>{3});
+  EXPECT_EQ(changes[0].change.peers_upserted, std::vector<ts2021::NodeId>{4});
+  EXPECT_TRUE(states.empty()) << "running all the time";
+  EXPECT_EQ(sessions, 1);
+  EXPECT_EQ(registers.size(), 1u);
 }
 
 TEST_F(ControlClientTest, SleepSecondsPausesReading) {

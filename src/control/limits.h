@@ -38,10 +38,13 @@ constexpr Duration kBackoffMax = std::chrono::seconds(30);
 constexpr Duration kSteadyAfter = std::chrono::seconds(2);
 // Logout must not hang a program that wants to end.
 constexpr Duration kLogoutTimeout = std::chrono::seconds(10);
-// Some servers say nothing to a node that was deleted and leave its stream open: an update that changes nothing asks. With
-// keep-alives and no other word for this long, and when the data plane wonders, at most this often.
-constexpr Duration kMembershipAsk = std::chrono::seconds(60);
+// Some servers say nothing to a node that was deleted and leave its stream open: an update that changes nothing asks. At a
+// keep-alive without another word for this long (they come every 50 to 60 s), and when the data plane wonders, at most this
+// often.
+constexpr Duration kMembershipAsk = std::chrono::seconds(45);
 constexpr Duration kMembershipAskMin = std::chrono::seconds(10);
+// Whole maps that the data plane asked for are at least this far apart, from each other and from the stream's own.
+constexpr Duration kMapRefreshSpacing = std::chrono::seconds(5);
 // 404 answers to the map request before the node registers again.
 constexpr int kNotFoundMax = 3;
 // Debug.SleepSeconds: longest pause that is honoured.

@@ -278,6 +278,11 @@ void Engine::handle_timeout(Clock clock) {
   latencies_->handle_timeout(clock.now);
   stack_->handle_timeout(clock.now);
   expire_tsmp_pings();
+  if (rules_due_ && clock.now >= *rules_due_) {
+    rules_due_.reset();
+    for (auto& [id, peer] : peers_) peer.joined.reset();   // once: what the answer does not allow is not allowed
+    control_->refresh_map(clock);
+  }
   if (slept) network_changed(clock);
   for (auto it = hurry_.begin(); it != hurry_.end();) {
     auto [id, hurry] = *it;
@@ -303,6 +308,7 @@ Deadline Engine::next_timeout() const {
   d = sooner(d, latencies_->next_timeout());
   for (const auto& [id, hurry] : hurry_) d = sooner(d, Deadline::at(std::min(hurry.next, hurry.until)));
   if (!tsmp_pings_.empty()) d = sooner(d, Deadline::at(tsmp_pings_.front().sent + kTsmpPingTimeout));
+  if (rules_due_) d = sooner(d, Deadline::at(*rules_due_));
   // Past it only an event of the control client or the relay can let this node run.
   if (map_at_ && !running_told_ && clock_.now < *map_at_ + kRelayPatience) d = sooner(d, Deadline::at(*map_at_ + kRelayPatience));
   return d;

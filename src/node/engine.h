@@ -193,6 +193,7 @@ class Engine final : private wg::Host, private derp::DerpHost {
     int home_region = 0;
     bool jailed = false;
     std::vector<IpAddress> addresses;
+    std::optional<Instant> joined;      // while the rules that came with the last whole map cannot name this peer
     bool blocked = false;               // the netstack was told that there is no session
     bool silent = false;                // the netstack was told that there is no path
     Instant heard;                      // newest authentic message
@@ -252,6 +253,7 @@ class Engine final : private wg::Host, private derp::DerpHost {
   void set_state(NodeState state, std::optional<Error> error = {});
   void check_running();
   void stop_data_plane();
+  void refused(const Peer& peer);
   void emit(Event event);
 
   EngineConfig config_;
@@ -291,6 +293,7 @@ class Engine final : private wg::Host, private derp::DerpHost {
   bool running_told_ = false;
   bool output_waits_ = false;            // the netstack had more than the sinks took
   std::optional<Instant> map_at_;        // when the first map came
+  std::optional<Instant> rules_due_;     // without new rules until then the whole map is asked for
   bool registered_ = false;
   std::string login_name_;
   std::vector<IpAddress> stored_addresses_, local_addresses_;

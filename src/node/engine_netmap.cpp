@@ -85,6 +85,7 @@ void Engine::apply_netmap(const control::NetmapChange& change) {
     }
   }
   if (change.filter || change.full || !change.peers_upserted.empty()) filter_.set_rules(control::CompiledFilter::compile(map));
+  if (change.filter || change.full) rules_due_.reset();
   if (change.relay_map) update_relay_map();
 
   std::vector<std::string> added, removed;
@@ -92,9 +93,11 @@ void Engine::apply_netmap(const control::NetmapChange& change) {
   for (ts2021::NodeId id : change.peers_upserted)
     if (const ts2021::Node* node = map.peer(id)) upsert_peer(*node, added);
   // After a time without a data plane (expiry, logout) the map names only what differs from before.
-  if (change.full)
+  if (change.full) {
     for (const auto& [id, node] : map.peers())
       if (!peers_.contains(id)) upsert_peer(node, added);
+    for (auto& [id, peer] : peers_) peer.joined.reset();
+  }
   if (change.self || change.full || !change.peers_removed.empty() || !change.peers_upserted.empty()) rebuild_names();
   if (!added.empty() || !removed.empty()) emit(PeersEvent{std::move(added), std::move(removed)});
   if (!map_at_) map_at_ = clock_.now;
@@ -110,7 +113,9 @@ void Engine::upsert_peer(const ts2021::Node& node, std::vector<std::string>& add
   }
   if (node.expired || node.key.is_zero()) return;
 
-  Peer& peer = peers_[node.id];
+  auto [entry, is_new] = peers_.try_emplace(node.id);
+  Peer& peer = entry->second;
+  if (is_new) peer.joined = clock_.now;
   peer.id = node.id;
   peer.key = node.key;
   peer.name = first_label(node.name);
@@ -168,6 +173,7 @@ void Engine::stop_data_plane() {
   installed_key_ = {};
   stack_->set_addresses({});
   filter_.set_rules({});
+  rules_due_.reset();
   running_told_ = false;
   map_at_.reset();
 }

@@ -72,9 +72,17 @@ void Engine::deliver(wg::PeerId id, std::span<const MutBytes> packets) {
       handle_tsmp(*peer, p);
       continue;
     }
-    if (filter_.check(p, peer->jailed)) accepted_.push_back(p);
+    const control::Verdict verdict = filter_.check(p, peer->jailed);
+    if (verdict) accepted_.push_back(p);
+    else if (verdict.reason == control::FilterDrop::kNoRule) refused(*peer);
   }
   if (!accepted_.empty()) stack_->handle_packets(clock_.now, accepted_);
+}
+
+// Of a peer of the last whole map, or one that has been here for a while, this is what the tailnet's policy wants.
+void Engine::refused(const Peer& peer) {
+  if (!peer.joined || clock_.now - *peer.joined > kJoinedLately || rules_due_) return;
+  rules_due_ = std::max(clock_.now, *peer.joined + kRulesLate);
 }
 
 void Engine::authenticated(wg::PeerId id, const wg::Source& source) {

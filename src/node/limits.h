@@ -39,6 +39,12 @@ constexpr Duration kRenew = 5s;
 // Datagrams for sessions that do not exist cost one look at the peers this often, whoever sends them.
 constexpr Duration kStrayEvery = 20ms;
 
+// Headscale 0.28, where its policy lets devices reach those of their own user only, now and then names a device that has just
+// joined but not the rules that let it in; the whole map has them. Asked for when a peer that joined within this time is refused ...
+constexpr Duration kJoinedLately = 60s;
+// ... and its rules did not come within this time of its name: they may be in a message of their own.
+constexpr Duration kRulesLate = 200ms;
+
 // A timer that comes this late: the machine slept. Less, and connections are as they were.
 constexpr Duration kSlept = 10s;
 
