@@ -5,19 +5,19 @@
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/detached.hpp>
 #include <boost/asio/redirect_error.hpp>
-#include <boost/asio/ssl.hpp>
+#include <boost/asio/ssl/context.hpp>
+#include <boost/asio/ssl/error.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/this_coro.hpp>
 #include <boost/asio/use_awaitable.hpp>
-#include <boost/beast/core.hpp>
-#include <boost/beast/ssl.hpp>
-#include <boost/beast/websocket.hpp>
-#include <boost/beast/websocket/ssl.hpp>
+#include <boost/beast/core/error.hpp>
+#include <boost/beast/websocket/error.hpp>
 #include <deque>
 #include <map>
 
 #include "client/limits.h"
 #include "session/limits.h"
+#include "session/message_stream.h"
 #include "session/names.h"
 #include "session/tls.h"
 
@@ -32,7 +32,6 @@ using asio::awaitable;
 using asio::ip::tcp;
 using boost::system::error_code;
 using std::chrono::steady_clock;
-using WebSocket = websocket::stream<beast::ssl_stream<beast::tcp_stream>, false>;  // films do not deflate
 
 std::string said(const std::string& text) { return session::clean_text(text, session::kTextBytesMax); }
 
@@ -65,23 +64,20 @@ class SessionImpl final : public Session, public std::enable_shared_from_this<Se
   SessionImpl(tcp::socket socket, std::string where)
       : executor_(socket.get_executor()),
         tls_(session::client_tls().release()),
-        ws_(beast::tcp_stream(std::move(socket)), tls_),
+        stream_(std::move(socket), tls_, session::kAnswerBytesMax),
         outgoing_(executor_, steady_clock::time_point::max()),
         over_(executor_, steady_clock::time_point::max()),
         where_(std::move(where)) {}
 
   awaitable<void> handshake(std::string pin) {
-    error_code error;
-    auto token = asio::redirect_error(asio::use_awaitable, error);
-    beast::get_lowest_layer(ws_).expires_after(kHandshakeTimeout);
-    co_await ws_.next_layer().async_handshake(asio::ssl::stream_base::client, token);
+    error_code error = co_await stream_.secure(asio::ssl::stream_base::client, session::kHandshakeTimeout);
     if (error == beast::error::timeout)
       throw ClientError(Failure::kUnreachable, where_ + " accepts connections but does not answer");
     if (error == asio::error::connection_reset || error == asio::error::eof)
       throw ClientError(Failure::kUnreachable, where_ + " closed the connection at once");
     if (error)
       throw ClientError(Failure::kNotPorthole, where_ + " is not a Porthole media server: no TLS 1.3 (" + error.message() + ")");
-    fingerprint_ = session::peer_fingerprint(ws_.next_layer().native_handle());
+    fingerprint_ = session::peer_fingerprint(stream_.tls());
     if (fingerprint_.empty())
       throw ClientError(Failure::kNotPorthole, where_ + " is not a Porthole media server: it shows no certificate");
     if (!pin.empty() && pin != fingerprint_)
@@ -89,20 +85,11 @@ class SessionImpl final : public Session, public std::enable_shared_from_this<Se
                         "the certificate of " + where_ + " is not the one seen at the first login: expected " + pin + ", got " +
                             fingerprint_ + "; it is another machine, or the server was set up anew (then remove the "
                             "saved server and log in again). Nothing was sent");
-    beast::get_lowest_layer(ws_).expires_never();
-    websocket::stream_base::timeout limits{kHandshakeTimeout, session::kIdleTimeout, true};
-    ws_.set_option(limits);
-    ws_.read_message_max(session::kAnswerBytesMax);
-    ws_.auto_fragment(false);
-    ws_.binary(true);
-    ws_.write_buffer_bytes(session::kRequestBytesMax);
-    websocket::response_type answer;
-    std::string host = "porthole";
-    std::string target = session::kSessionPath;
-    co_await ws_.async_handshake(answer, host, target, token);
+    unsigned status = 0;
+    error = co_await stream_.connect(status);
     if (error == websocket::error::upgrade_declined)
       throw ClientError(Failure::kNotPorthole, where_ + " is a web server but not a Porthole media server (HTTP status " +
-                                                   std::to_string(answer.result_int()) + ")");
+                                                   std::to_string(status) + ")");
     if (error) throw ClientError(Failure::kUnreachable, where_ + " broke off the connection: " + error.message());
   }
 
@@ -265,8 +252,7 @@ class SessionImpl final : public Session, public std::enable_shared_from_this<Se
     ended_ = true;
     failure_ = failure;
     reason_ = std::move(reason);
-    error_code ignored;
-    beast::get_lowest_layer(ws_).socket().close(ignored);
+    stream_.abort();
     outgoing_.cancel();
     over_.cancel();
     for (auto& [id, pending] : pending_) pending->bell.cancel();
@@ -274,11 +260,9 @@ class SessionImpl final : public Session, public std::enable_shared_from_this<Se
 
   awaitable<void> read_loop() {
     auto self = shared_from_this();
-    beast::flat_buffer buffer;
     while (!ended_) {
-      error_code error;
-      co_await ws_.async_read(buffer, asio::redirect_error(asio::use_awaitable, error));
-      if (error) {
+      const session::MessageStream::Received message = co_await stream_.read();
+      if (const error_code& error = message.error) {
         std::string why = error == websocket::error::closed || error == asio::error::eof || error == asio::ssl::error::stream_truncated
                               ? "it was closed at the other end"
                               : error.message();
@@ -289,8 +273,7 @@ class SessionImpl final : public Session, public std::enable_shared_from_this<Se
         co_return;
       }
       pb::Envelope e;
-      bool good = e.ParseFromArray(buffer.data().data(), static_cast<int>(buffer.size()));
-      buffer.consume(buffer.size());
+      bool good = e.ParseFromArray(message.bytes.data(), static_cast<int>(message.bytes.size()));
       if (!good || e.version() != session::kProtocolVersion) {
         end(Failure::kProtocol, where_ + " sent something that is no message of a media session");
         co_return;
@@ -333,7 +316,7 @@ class SessionImpl final : public Session, public std::enable_shared_from_this<Se
       }
       std::string message = std::move(outbox_.front());
       outbox_.pop_front();
-      co_await ws_.async_write(asio::buffer(message), asio::redirect_error(asio::use_awaitable, error));
+      error = co_await stream_.write(message);
       std::fill(message.begin(), message.end(), '\0');  // it may have held the password
       if (error) co_return;                             // the reader finds out why
     }
@@ -341,7 +324,7 @@ class SessionImpl final : public Session, public std::enable_shared_from_this<Se
 
   asio::any_io_executor executor_;
   asio::ssl::context tls_;
-  WebSocket ws_;
+  session::MessageStream stream_;
   asio::steady_timer outgoing_, over_;
   std::string where_, fingerprint_;
   std::map<std::uint64_t, std::shared_ptr<Pending>> pending_;

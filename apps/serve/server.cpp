@@ -12,15 +12,10 @@
 #include <boost/asio/ip/v6_only.hpp>
 #include <boost/asio/post.hpp>
 #include <boost/asio/redirect_error.hpp>
-#include <boost/asio/ssl.hpp>
+#include <boost/asio/ssl/context.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/thread_pool.hpp>
 #include <boost/asio/use_awaitable.hpp>
-#include <boost/beast/core.hpp>
-#include <boost/beast/http.hpp>
-#include <boost/beast/ssl.hpp>
-#include <boost/beast/websocket.hpp>
-#include <boost/beast/websocket/ssl.hpp>
 #include <cstring>
 #include <future>
 #include <list>
@@ -32,6 +27,7 @@
 #include "serve/password.h"
 #include "serve/session_machine.h"
 #include "session/limits.h"
+#include "session/message_stream.h"
 #include "session/names.h"
 #include "session/tls.h"
 #include "support/support.h"
@@ -40,14 +36,9 @@ namespace porthole::serve {
 namespace {
 
 namespace asio = boost::asio;
-namespace beast = boost::beast;
-namespace http = beast::http;
-namespace websocket = beast::websocket;
 using asio::awaitable;
 using asio::ip::tcp;
 using boost::system::error_code;
-using TlsStream = beast::ssl_stream<beast::tcp_stream>;
-using WebSocket = websocket::stream<TlsStream, false>;  // films do not deflate
 using std::chrono::steady_clock;
 
 // A timer that never fires by itself: waiters go on when somebody calls notify().
@@ -209,7 +200,7 @@ class MediaServer::Impl {
 struct MediaServer::Impl::Connection : std::enable_shared_from_this<Connection> {
   Connection(Impl& s, tcp::socket socket, Via v)
       : server(s),
-        ws(beast::tcp_stream(std::move(socket)), s.tls_),
+        stream(std::move(socket), s.tls_, session::kRequestBytesMax),
         machine([&s] { return s.library_.catalog(); }),
         outgoing(s.io_),
         room(s.io_),
@@ -228,8 +219,7 @@ struct MediaServer::Impl::Connection : std::enable_shared_from_this<Connection> 
   // Cuts the connection; its coroutines end with an error.
   void abort() {
     aborted = true;
-    error_code ignored;
-    beast::get_lowest_layer(ws).socket().close(ignored);
+    stream.abort();
     outgoing.notify();
     room.notify();
   }
@@ -263,7 +253,7 @@ struct MediaServer::Impl::Connection : std::enable_shared_from_this<Connection> 
   }
 
   Impl& server;
-  WebSocket ws;
+  session::MessageStream stream;
   SessionMachine machine;
   Bell outgoing, room;
   asio::steady_timer login_timer, write_timer;
@@ -417,28 +407,9 @@ void MediaServer::Impl::remove(const std::shared_ptr<Connection>& c) {
 }
 
 awaitable<void> MediaServer::Impl::serve(std::shared_ptr<Connection> c) {
-  WebSocket& ws = c->ws;
-  error_code error;
-  auto token = asio::redirect_error(asio::use_awaitable, error);
-  // The time limit of TCP's layer holds until the WebSocket brings its own.
-  beast::get_lowest_layer(ws).expires_after(session::kHandshakeTimeout);
-  co_await ws.next_layer().async_handshake(asio::ssl::stream_base::server, token);
-  if (error || c->aborted) co_return;
-  beast::flat_buffer buffer(8 * 1024);
-  http::request_parser<http::empty_body> parser;
-  parser.header_limit(8 * 1024);
-  co_await http::async_read(ws.next_layer(), buffer, parser, token);
-  if (error || c->aborted) co_return;
-  if (!websocket::is_upgrade(parser.get()) || parser.get().target() != session::kSessionPath) {
-    http::response<http::string_body> answer(http::status::not_found, parser.get().version());
-    answer.set(http::field::content_type, "text/plain; charset=utf-8");
-    answer.body() = "This is a Porthole media server. Use \"porthole client\" to connect to it.\n";
-    answer.keep_alive(false);
-    answer.prepare_payload();
-    co_await http::async_write(ws.next_layer(), answer, token);
-    if (!error) co_await ws.next_layer().async_shutdown(token);
-    co_return;
-  }
+  session::MessageStream& stream = c->stream;
+  if (co_await stream.secure(asio::ssl::stream_base::server, session::kHandshakeTimeout) || c->aborted) co_return;
+  if (co_await stream.read_upgrade() || c->aborted) co_return;
   if (c->via == Via::kBridge && hooks_.peer_of) {
     std::uint16_t port = c->remote_port;
     std::optional<PeerIdentity> peer;
@@ -450,16 +421,7 @@ awaitable<void> MediaServer::Impl::serve(std::shared_ptr<Connection> c) {
     c->peer = peer;
     if (c->aborted) co_return;
   }
-  beast::get_lowest_layer(ws).expires_never();
-  websocket::stream_base::timeout limits{session::kHandshakeTimeout, session::kIdleTimeout, true};
-  ws.set_option(limits);
-  ws.set_option(websocket::stream_base::decorator(
-      [](websocket::response_type& r) { r.set(http::field::server, "porthole"); }));
-  ws.read_message_max(session::kRequestBytesMax);
-  ws.auto_fragment(false);
-  ws.binary(true);
-  co_await ws.async_accept(parser.get(), token);
-  if (error || c->aborted) co_return;
+  if (co_await stream.accept() || c->aborted) co_return;
   c->upgraded = true;
   c->login_timer.expires_after(session::kLoginTimeout);
   c->login_timer.async_wait([c](error_code canceled) {
@@ -479,31 +441,23 @@ awaitable<void> MediaServer::Impl::serve(std::shared_ptr<Connection> c) {
 }
 
 awaitable<void> MediaServer::Impl::read_loop(std::shared_ptr<Connection> c) {
-  beast::flat_buffer buffer;
   for (;;) {
     while (!c->machine.wants_input()) {
       if (c->aborted || c->machine.closing()) co_return;
       co_await c->room.wait();
     }
-    error_code error;
-    co_await c->ws.async_read(buffer, asio::redirect_error(asio::use_awaitable, error));
-    if (error || c->aborted) {
+    const session::MessageStream::Received message = co_await c->stream.read();
+    if (message.error || c->aborted) {
       if (!c->machine.closing()) c->abort();
       co_return;
     }
-    if (c->ws.got_text()) {
-      c->machine.handle_message("\xff");  // text is no message of ours: answered as such
-    } else {
-      c->machine.handle_message({static_cast<const char*>(buffer.data().data()), buffer.size()});
-    }
-    buffer.consume(buffer.size());
+    c->machine.handle_message(message.text ? "\xff" : message.bytes);  // text is no message of ours: answered as such
     c->pump();
   }
 }
 
 awaitable<void> MediaServer::Impl::write_loop(std::shared_ptr<Connection> c) {
   while (!c->aborted) {
-    error_code error;
     std::optional<std::string> message = c->machine.produce();
     if (!message) {
       if (c->machine.closing()) {
@@ -511,8 +465,7 @@ awaitable<void> MediaServer::Impl::write_loop(std::shared_ptr<Connection> c) {
         c->write_timer.async_wait([c](error_code canceled) {
           if (!canceled) c->abort();
         });
-        websocket::close_reason reason(websocket::close_code::normal);
-        co_await c->ws.async_close(reason, asio::redirect_error(asio::use_awaitable, error));
+        co_await c->stream.close();
         co_return;
       }
       co_await c->outgoing.wait();
@@ -523,7 +476,7 @@ awaitable<void> MediaServer::Impl::write_loop(std::shared_ptr<Connection> c) {
     c->write_timer.async_wait([c](error_code canceled) {
       if (!canceled) c->abort();
     });
-    co_await c->ws.async_write(asio::buffer(*message), asio::redirect_error(asio::use_awaitable, error));
+    const error_code error = co_await c->stream.write(*message);
     c->write_timer.cancel();
     if (error) co_return;
   }
