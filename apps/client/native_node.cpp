@@ -7,20 +7,14 @@
 #include <boost/json.hpp>
 #include <porthole/porthole.hpp>
 
+#include "support/json_read.h"
+
 namespace porthole::client {
 namespace {
 
+using app::parse_object;
+using app::text_of;
 using boost::json::object;
-
-object parse_object(const std::string& text) {
-  boost::system::error_code error;
-  boost::json::value value = boost::json::parse(text, error);
-  return !error && value.is_object() ? value.as_object() : object();
-}
-std::string text_of(const object& o, const char* key) {
-  const boost::json::value* v = o.if_contains(key);
-  return v && v->is_string() ? std::string(v->as_string()) : std::string();
-}
 
 NodeError translated(const Exception& e) {
   switch (e.code()) {

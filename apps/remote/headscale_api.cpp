@@ -7,12 +7,14 @@
 
 #include "remote/limits.h"
 #include "remote/public_url.h"
+#include "support/json_read.h"
 #include "support/support.h"
 #include "ts2021/time_text.h"
 
 namespace porthole::remote {
 
 namespace json = boost::json;
+using app::flag_of;
 using boost::system::error_code;
 
 namespace {
@@ -44,10 +46,6 @@ std::string text_of(const json::object& o, std::string_view name) {
   if (v && v->is_int64()) return std::to_string(v->as_int64());  // ids
   if (v && v->is_uint64()) return std::to_string(v->as_uint64());
   return {};
-}
-bool flag_of(const json::object& o, std::string_view name) {
-  const json::value* v = o.if_contains(name);
-  return v && v->is_bool() && v->as_bool();
 }
 const json::object* object_of(const json::object& o, std::string_view name) {
   const json::value* v = o.if_contains(name);

@@ -1,10 +1,13 @@
 #include "remote/service_json.h"
 
+#include "support/json_read.h"
 #include "ts2021/time_text.h"
 
 namespace porthole::remote {
 
 namespace json = boost::json;
+using app::flag_of;
+using app::text_of;
 using coordinator::Service;
 
 namespace {
@@ -15,15 +18,6 @@ json::value time_or_null(const std::optional<WallTime>& time) {
 
 json::object failed(const Error& error) {
   return {{"ok", false}, {"error", error.message}, {"code", to_string(error.code)}};
-}
-
-std::string text_of(const json::object& command, std::string_view name) {
-  const json::value* v = command.if_contains(name);
-  return v && v->is_string() ? std::string(std::string_view(v->as_string())) : std::string();
-}
-bool flag_of(const json::object& command, std::string_view name) {
-  const json::value* v = command.if_contains(name);
-  return v && v->is_bool() && v->as_bool();
 }
 
 }  // namespace

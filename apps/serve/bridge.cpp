@@ -13,6 +13,7 @@
 #include "serve/limits.h"
 #include "session/limits.h"
 #include "session/names.h"
+#include "support/json_read.h"
 #include "support/support.h"
 #ifdef PORTHOLE_HAS_NODE_LIBRARY
 #include <porthole/porthole.hpp>
@@ -22,18 +23,9 @@ namespace porthole::serve {
 namespace {
 
 using namespace std::chrono_literals;
+using app::parse_object;
+using app::text_of;
 using boost::json::object;
-
-object parse_object(const std::string& text) {
-  boost::system::error_code error;
-  boost::json::value value = boost::json::parse(text, error);
-  return !error && value.is_object() ? value.as_object() : object();
-}
-
-std::string text_of(const object& o, const char* key) {
-  const boost::json::value* v = o.if_contains(key);
-  return v && v->is_string() ? std::string(v->as_string()) : std::string();
-}
 
 }  // namespace
 

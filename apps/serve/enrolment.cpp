@@ -4,23 +4,14 @@
 
 #include "serve/limits.h"
 #include "session/names.h"
+#include "support/json_read.h"
 #include "support/support.h"
 
 namespace porthole::serve {
 namespace {
 
-using boost::system::error_code;
-
-std::string text_of(const boost::json::object& object, const char* key) {
-  const boost::json::value* v = object.if_contains(key);
-  return v && v->is_string() ? std::string(v->as_string()) : std::string();
-}
-
-boost::json::object parse_object(const std::string& body) {
-  error_code error;
-  boost::json::value value = boost::json::parse(body, error);
-  return !error && value.is_object() ? value.as_object() : boost::json::object();
-}
+using app::parse_object;
+using app::text_of;
 
 }  // namespace
 

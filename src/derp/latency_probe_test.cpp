@@ -17,7 +17,7 @@ ts2021::RelayNode node(std::string host, int port = 0) {
   return n;
 }
 
-struct Scripted {
+struct Probing {
   LatencyProbe probe{kFirst, false};
   Instant now = Instant::from_ns(1'000'000'000);
   ts2021::RelayMap map;
@@ -25,7 +25,7 @@ struct Scripted {
   std::vector<StreamId> closed;
   std::vector<MeasuredLatency> results;
 
-  Scripted() {
+  Probing() {
     for (int id : {1, 2}) {
       ts2021::RelayRegion region;
       region.region_id = id;
@@ -80,7 +80,7 @@ constexpr std::string_view kGood = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n
 
 TEST(LatencyProbe, TimesTheRequestOnly) {
   for (std::size_t slice : {1u, 5u, 4096u}) {
-    Scripted s;
+    Probing s;
     s.start({1, 2});
     ASSERT_EQ(s.open.size(), 2u);
     StreamId one = s.to("a1.example"), two = s.to("a2.example");
@@ -105,7 +105,7 @@ TEST(LatencyProbe, TimesTheRequestOnly) {
 }
 
 TEST(LatencyProbe, GoesToTheNextNodeAndSaysWhenThereIsNone) {
-  Scripted s;
+  Probing s;
   s.start({1, 2, 77});
   ASSERT_EQ(s.results.size(), 1u);   // not in the map
   EXPECT_EQ(s.results[0].region, 77);
@@ -134,7 +134,7 @@ TEST(LatencyProbe, GoesToTheNextNodeAndSaysWhenThereIsNone) {
 }
 
 TEST(LatencyProbe, EndsInTime) {
-  Scripted s;
+  Probing s;
   const Instant began = s.now;
   s.start({1, 2});
   s.connect(s.to("a2.example"));   // and never answers
@@ -150,7 +150,7 @@ TEST(LatencyProbe, EndsInTime) {
 }
 
 TEST(LatencyProbe, ANewRunOrMapDropsTheOldOne) {
-  Scripted s;
+  Probing s;
   s.start({1});
   StreamId old = s.to("a1.example");
   s.start({1});
@@ -170,7 +170,7 @@ TEST(LatencyProbe, ANewRunOrMapDropsTheOldOne) {
 }
 
 TEST(LatencyProbe, AnswerBeforeTheQuestionAndNoiseAreHarmless) {
-  Scripted s;
+  Probing s;
   s.start({1});
   StreamId id = s.to("a1.example");
   s.feed(id, kGood);   // not connected yet
@@ -181,7 +181,7 @@ TEST(LatencyProbe, AnswerBeforeTheQuestionAndNoiseAreHarmless) {
   EXPECT_EQ(s.to("a1.example"), 0u);
   SeededRng rng(3);
   for (int round = 0; round < 2000; ++round) {
-    Scripted t;
+    Probing t;
     t.start({1});
     StreamId n = t.to("a1.example");
     t.connect(n);

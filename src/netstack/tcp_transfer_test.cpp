@@ -22,7 +22,7 @@ void expect_all_returned(World& w) {
   }
 }
 
-World::Options link(double mbit, Duration one_way, double loss = 0) {
+World::Options lossy_link(double mbit, Duration one_way, double loss = 0) {
   World::Options o;
   o.forward.rate_bps = o.backward.rate_bps = mbit * 1e6;
   o.forward.delay = o.backward.delay = one_way;
@@ -35,7 +35,7 @@ World::Options link(double mbit, Duration one_way, double loss = 0) {
 
 TEST(TcpTransfer, CleanLink) {
   for (bool v6 : {false, true}) {
-    World w(link(100, 5ms));
+    World w(lossy_link(100, 5ms));
     Transfer t(w, 4 << 20, v6);
     ASSERT_TRUE(w.run(60s, [&] { return t.done(); })) << t.received << " " << t.eof << t.closed;
     EXPECT_FALSE(t.corrupt);
@@ -47,7 +47,7 @@ TEST(TcpTransfer, CleanLink) {
 
 TEST(TcpTransfer, LossBothWaysManySeeds) {
   for (std::uint64_t seed = 1; seed <= 40; ++seed) {
-    World w(link(40, 10ms, 0.03), seed);
+    World w(lossy_link(40, 10ms, 0.03), seed);
     Transfer t(w, 512 << 10, seed % 2 == 0);
     ASSERT_TRUE(w.run(120s, [&] { return t.done(); })) << "seed " << seed << " received " << t.received << " eof " << t.eof;
     EXPECT_FALSE(t.corrupt) << seed;
@@ -57,7 +57,7 @@ TEST(TcpTransfer, LossBothWaysManySeeds) {
 
 TEST(TcpTransfer, WildLinkManySeeds) {
   for (std::uint64_t seed = 1; seed <= 40; ++seed) {
-    World::Options o = link(20, 15ms, 0.15);
+    World::Options o = lossy_link(20, 15ms, 0.15);
     for (LinkConfig* l : {&o.forward, &o.backward}) {
       l->jitter = 20ms;
       l->reorder = true;
@@ -89,7 +89,7 @@ TEST(TcpTransfer, Goodput) {
                   Row{40, 100ms, 0.01, 0.03}, Row{5, 50ms, 0, 0.78}, Row{200, 50ms, 0, 0.7}}) {
     std::vector<double> shares;
     for (std::uint64_t seed = 1; seed <= (row.loss > 0 ? 3u : 1u); ++seed) {
-      World::Options o = link(row.mbit, row.rtt / 2);
+      World::Options o = lossy_link(row.mbit, row.rtt / 2);
       o.forward.loss = row.loss;
       o.invariants = false;
       World w(o, seed);

@@ -7,6 +7,7 @@
 #include <boost/json.hpp>
 #include <cstdlib>
 
+#include "runtime/json_text.h"
 #include "runtime/sockaddr.h"
 #include "runtime/tcp_accept.h"
 
@@ -22,13 +23,6 @@ constexpr Duration kLeaveTimeout = 1500ms;      // within the 2 s in which a nod
 constexpr std::string_view kMapFile = "netmap.json";
 constexpr std::size_t kMapBytesMax = 8 << 20;   // some 10,000 peers
 constexpr Duration kSaveMapAfter = 30s;         // of a change; and at the end
-
-json::array texts(const std::vector<IpAddress>& list) {
-  json::array out;
-  for (const IpAddress& a : list) out.emplace_back(a.to_string());
-  return out;
-}
-double to_ms(Duration d) { return static_cast<double>(d.count()) / 1e6; }
 
 }  // namespace
 

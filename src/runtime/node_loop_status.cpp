@@ -1,6 +1,7 @@
 // What the node knows, as JSON: the answers to status, netcheck, whois and ping. No secret is in any of them.
 #include <boost/json.hpp>
 
+#include "runtime/json_text.h"
 #include "runtime/node_loop.h"
 
 namespace porthole::runtime {
@@ -9,17 +10,6 @@ namespace json = boost::json;
 
 constexpr Duration kPingTimeout = 5s;   // a disco ping's own (paths); the other kinds follow it
 
-json::array texts(const std::vector<IpAddress>& list) {
-  json::array out;
-  for (const IpAddress& a : list) out.emplace_back(a.to_string());
-  return out;
-}
-json::array texts(const std::vector<std::string>& list) {
-  json::array out;
-  for (const std::string& s : list) out.emplace_back(s);
-  return out;
-}
-double to_ms(Duration d) { return static_cast<double>(d.count()) / 1e6; }
 std::int64_t to_s(Duration d) { return d.count() / 1'000'000'000; }
 
 // "nas.tail.example" and "nas" from a name as the map has it.

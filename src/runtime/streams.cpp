@@ -18,7 +18,7 @@ namespace {
 
 constexpr Duration kOpenTimeout = 10s;       // look-up, connect and TLS together
 constexpr Duration kNextAddressAfter = 250ms;  // RFC 8305 section 5
-constexpr std::size_t kScratchBytes = 64 * 1024;
+constexpr std::size_t kReadBytes = 64 * 1024;
 constexpr std::size_t kWriteBlock = 16 * 1024;  // one TLS record
 // Bytes read from one stream in one turn before others are served.
 constexpr std::size_t kReadPerTurn = 512 * 1024;
@@ -326,9 +326,9 @@ class Streams::Conn final : public std::enable_shared_from_this<Streams::Conn> {
       if (ssl_) {
         // Fill the scratch with several records, so that the machine works on large blocks.
         bool stop = false;
-        while (kScratchBytes - n >= kWriteBlock + 1024) {
+        while (kReadBytes - n >= kWriteBlock + 1024) {
           ::ERR_clear_error();
-          int rc = ::SSL_read(ssl_, scratch + n, static_cast<int>(kScratchBytes - n));
+          int rc = ::SSL_read(ssl_, scratch + n, static_cast<int>(kReadBytes - n));
           if (rc > 0) {
             n += static_cast<std::size_t>(rc);
             continue;
@@ -348,7 +348,7 @@ class Streams::Conn final : public std::enable_shared_from_this<Streams::Conn> {
         total += n;
         if (stop || n == 0) return;
       } else {
-        ssize_t rc = ::recv(fd_.get(), scratch, kScratchBytes, MSG_DONTWAIT);
+        ssize_t rc = ::recv(fd_.get(), scratch, kReadBytes, MSG_DONTWAIT);
         if (rc < 0) {
           if (errno == EINTR) continue;
           if (errno == EAGAIN) return;
@@ -358,7 +358,7 @@ class Streams::Conn final : public std::enable_shared_from_this<Streams::Conn> {
         n = static_cast<std::size_t>(rc);
         total += n;
         if (!feed(scratch, n)) return;
-        if (n < kScratchBytes) return;
+        if (n < kReadBytes) return;
       }
     }
   }
@@ -443,7 +443,7 @@ class Streams::Conn final : public std::enable_shared_from_this<Streams::Conn> {
 };
 
 Streams::Streams(EventLoop& loop, StreamMachine& machine)
-    : loop_(loop), machine_(machine), resolver_(loop), scratch_(new std::uint8_t[kScratchBytes]) {}
+    : loop_(loop), machine_(machine), resolver_(loop), scratch_(new std::uint8_t[kReadBytes]) {}
 
 Result<std::unique_ptr<Streams>> Streams::make(EventLoop& loop, StreamMachine& machine, const std::string& ca_file) {
   std::unique_ptr<Streams> s(new Streams(loop, machine));

@@ -10,6 +10,7 @@
 namespace porthole::wg {
 namespace {
 
+using test::drops;
 using test::Node;
 using test::World;
 
@@ -26,7 +27,6 @@ struct Pair {
   Node &a, &b;
 };
 
-std::uint64_t drops(const Node& n, Drop d) { return n.tunnel->counters().drops[static_cast<std::size_t>(d)]; }
 bool is_type(Bytes d, std::uint8_t type) { return d[0] == type; }
 
 TEST(WgSession, FirstPacketTakesOneAndAHalfRoundTrips) {

@@ -243,4 +243,6 @@ inline void Node::reply(const Source& to, Bytes datagram) {
   }
 }
 
+inline std::uint64_t drops(const Node& n, Drop d) { return n.tunnel->counters().drops[static_cast<std::size_t>(d)]; }
+
 }  // namespace porthole::wg::test

@@ -14,10 +14,10 @@
 namespace porthole::wg {
 namespace {
 
+using test::drops;
 using test::Node;
 using test::World;
 
-std::uint64_t drops(const Node& n, Drop d) { return n.tunnel->counters().drops[static_cast<std::size_t>(d)]; }
 std::uint64_t all_drops(const Node& n) {
   std::uint64_t sum = 0;
   for (std::uint64_t d : n.tunnel->counters().drops) sum += d;
@@ -26,8 +26,8 @@ std::uint64_t all_drops(const Node& n) {
 Prefix prefix(const char* text) { return *Prefix::parse(text); }
 IpAddress ip(const char* text) { return *IpAddress::parse(text); }
 
-struct Pair {
-  explicit Pair(std::uint64_t seed = 1) : world(seed), a(world.add("a")), b(world.add("b")) { world.introduce(a, b); }
+struct HandFedPair {
+  explicit HandFedPair(std::uint64_t seed = 1) : world(seed), a(world.add("a")), b(world.add("b")) { world.introduce(a, b); }
   void establish() {
     a.send(b, 0);
     world.run_for(100ms);
@@ -135,7 +135,7 @@ TEST(WgRouting, LongestPrefixAndLastWriter) {
 
 TEST(WgRouting, InboundIsHeldToThePeersOwnList) {
   for (const bool long_list : {false, true}) {
-    Pair p;
+    HandFedPair p;
     Node& c = p.world.add("c");
     p.b.add(c);  // c owns 100.64.0.3/32 at b
     // a is an exit node for b: everything, so also a longer prefix of c is a legal source.
@@ -168,7 +168,7 @@ TEST(WgRouting, InboundIsHeldToThePeersOwnList) {
 }
 
 TEST(WgRouting, NoRouteAndBadPackets) {
-  Pair p;
+  HandFedPair p;
   p.establish();
   const ByteVector stray = test::ip_packet(p.a.address, ip("9.9.9.9"), 1);
   std::copy(stray.begin(), stray.end(), p.a.tunnel->begin(stray.size()).begin());
@@ -328,7 +328,7 @@ TEST(WgStaging, OldestGoesFirstAndAllIsBounded) {
 }
 
 TEST(WgStaging, PeerRemovedMidFlow) {
-  Pair p;
+  HandFedPair p;
   p.establish();
   const ByteVector packet = test::ip_packet(p.a.address, p.b.address, 1);
   std::copy(packet.begin(), packet.end(), p.a.tunnel->begin(packet.size()).begin());
@@ -357,7 +357,7 @@ TEST(WgStaging, PeerRemovedMidFlow) {
 // ---- sources
 
 TEST(WgSources, OncePerBatchAndSourceAndBeforeDelivery) {
-  Pair p;
+  HandFedPair p;
   p.establish();
   std::vector<ByteVector> data;
   for (std::uint64_t i = 0; i < 100; ++i) data.push_back(p.seal_one(i));
@@ -388,7 +388,7 @@ TEST(WgSources, OncePerBatchAndSourceAndBeforeDelivery) {
 }
 
 TEST(WgSources, RelayedHandshakeAndData) {
-  Pair p;
+  HandFedPair p;
   p.world.pass = [](const Node&, const Node&, Bytes) { return false; };
   p.a.send(p.b, 1);
   auto relay = [&](Node& from, Node& to) {
@@ -438,7 +438,7 @@ TEST(WgAdmit, OnlyProvenKeysAreAskedAbout) {
 }
 
 TEST(WgAdmit, OwnKeyIsNoPeer) {
-  Pair p;
+  HandFedPair p;
   EXPECT_EQ(p.a.add(p.a), kNoPeer);
   EXPECT_EQ(p.a.tunnel->add_peer(p.a.clock(), NodePublic(), {}), kNoPeer);
   EXPECT_EQ(p.a.add(p.b), p.a.id_of(p.b));  // again: the same handle
@@ -517,7 +517,7 @@ TEST(WgLoad, FloodGetsCookiesAndAGoodPeerGetsThrough) {
 }
 
 TEST(WgLoad, BadMac1IsNeverAnswered) {
-  Pair p;
+  HandFedPair p;
   ByteVector m(kInitiationSize);
   m[0] = kTypeInitiation;
   for (int i = 0; i < 10'000; ++i) p.feed(p.b, m);
@@ -581,7 +581,7 @@ struct Snapshot {
 
 TEST(WgHostile, EveryBitOfEveryMessageMatters) {
   // The messages of one handshake, in order, with who receives them.
-  Pair p;
+  HandFedPair p;
   std::vector<std::pair<Node*, ByteVector>> script;
   p.world.pass = [&](const Node& from, const Node&, Bytes d) {
     script.emplace_back(&from == &p.a ? &p.b : &p.a, to_vector(d));
@@ -618,7 +618,7 @@ TEST(WgHostile, EveryBitOfEveryMessageMatters) {
 }
 
 TEST(WgHostile, CookieReplies) {
-  Pair p;
+  HandFedPair p;
   p.world.pass = [](const Node&, const Node&, Bytes) { return false; };
   p.a.send(p.b, 1);
   const ByteVector initiation = p.a.sent[0].datagram;
@@ -643,7 +643,7 @@ TEST(WgHostile, CookieReplies) {
 }
 
 TEST(WgHostile, AuthenticPeersMaySendNonsense) {
-  Pair p;
+  HandFedPair p;
   p.establish();
   SeededRng rng(11);
   for (int i = 0; i < 2000; ++i) {
@@ -661,7 +661,7 @@ TEST(WgHostile, AuthenticPeersMaySendNonsense) {
 }
 
 TEST(WgHostile, RandomBytes) {
-  Pair p;
+  HandFedPair p;
   p.establish();
   SeededRng rng(12);
   const Snapshot before(p.b);
