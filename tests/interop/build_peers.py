@@ -81,19 +81,28 @@ def compile(argv, what, cwd, env, log_path, say):
     return f"the build failed: {last[0] if last else 'no word why'}"
 
 
-def compile_go(module, program, where, say):
+def compile_go(module, where, say):
+    """All programs of a module at once, so that none waits for another's linker."""
     # Headscale 0.28 pins a fork whose checksum the public database does not have; go.sum has it.
     env = {**os.environ, "GONOSUMDB": "github.com/tailscale/*", "GOFLAGS": "-mod=readonly", "CGO_ENABLED": "0"}
-    return compile(["go", "build", "-trimpath", "-ldflags=-s -w", "-o", os.path.join(where, program + ".new"), MODULES[module][program]],
-                   f"{module}: {program}", os.path.join(HERE, module), env, os.path.join(where, "build.log"), say)
-
-
-def compile_crate(module, program, where, say):
-    objects = os.path.join(where, "target")
-    trouble = compile(["cargo", "build", "--release", "--locked", "--target-dir", objects], module, os.path.join(HERE, module), os.environ,
-                      os.path.join(where, "build.log"), say)
+    new = os.path.join(where, "new")
+    os.makedirs(new, exist_ok=True)
+    trouble = compile(["go", "build", "-trimpath", "-ldflags=-s -w", "-o", new + "/", *MODULES[module].values()], module,
+                      os.path.join(HERE, module), env, os.path.join(where, "build.log"), say)
     if not trouble:
-        shutil.copy(os.path.join(objects, "release", program), os.path.join(where, program + ".new"))
+        for program, package in MODULES[module].items():
+            os.rename(os.path.join(new, os.path.basename(package)), os.path.join(where, program))
+        os.rmdir(new)
+    return trouble
+
+
+def compile_crate(module, where, say):
+    objects = os.path.join(where, "target")
+    trouble = compile(["nice", "cargo", "build", "--release", "--locked", "--target-dir", objects], module, os.path.join(HERE, module),
+                      os.environ, os.path.join(where, "build.log"), say)
+    if not trouble:
+        for program in MODULES[module]:
+            os.rename(os.path.join(objects, "release", program), os.path.join(where, program))
         shutil.rmtree(objects)
     return trouble
 
@@ -119,16 +128,14 @@ def build(say=print, modules=tuple(MODULES)):
         programs, language = MODULES[module], "rust" if module == CRATE else "go"
         version, why_not = known[language]
         where = os.path.join(CACHE, f"{module}-{fingerprint(module, version or '')}")
-        wanted = [p for p in programs if not os.path.exists(os.path.join(where, p))]
-        if wanted and version:
-            os.makedirs(where, exist_ok=True)
-            say(f"building {module} (once; minutes from an empty cache)")
-        for i, p in enumerate(wanted):
-            trouble = (compile_crate if module == CRATE else compile_go)(module, p, where, say) if version else why_not
+        if not all(os.path.exists(os.path.join(where, p)) for p in programs):
+            trouble = why_not
+            if version:
+                os.makedirs(where, exist_ok=True)
+                say(f"building {module} (once; minutes from an empty cache)")
+                trouble = (compile_crate if module == CRATE else compile_go)(module, where, say)
             if trouble:
-                missing.update({rest: trouble for rest in wanted[i:]})
-                break
-            os.rename(os.path.join(where, p + ".new"), os.path.join(where, p))
+                missing.update(dict.fromkeys(programs, trouble))
         for p in programs:
             link(folder, p, None if p in missing else os.path.join(where, p))
     return folder, missing
