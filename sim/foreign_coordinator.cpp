@@ -8,6 +8,7 @@
 #include "wire/http.h"
 
 namespace porthole::sim {
+
 class ForeignCoordinator::Connection final : public StreamUser {
  public:
   Connection(ForeignCoordinator& coordinator, StreamRef s) : stream(std::move(s)), coordinator_(coordinator) {}

@@ -219,7 +219,7 @@ SavedServer remember(Context& c, const SavedServer& from, const LoginAnswer& ans
 LoginAnswer log_in(Context& c, const session::HostPort& at, SavedServer& server, bool new_key) {
   LoginAnswer answer;
   auto work = [&]() -> awaitable<void> {
-    asio::ip::tcp::socket socket = co_await connect_direct(at.host, at.port, kHandshakeTimeout);
+    asio::ip::tcp::socket socket = co_await connect_direct(at.host, at.port, kConnectTimeout);
     std::shared_ptr<Session> session = co_await Session::open(std::move(socket), server.hostname, server.pin);
     server.pin = session->fingerprint();
     LoginDetails details;

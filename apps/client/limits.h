@@ -9,8 +9,9 @@ namespace porthole::client {
 
 // A server on the LAN answers in milliseconds; after this the local attempt has failed and the tailnet is offered.
 inline constexpr std::chrono::milliseconds kLocalConnectTimeout{2000};
-// TLS and WebSocket handshakes on a connected stream, five round trips at most, over a relay on another continent too.
-inline constexpr std::chrono::milliseconds kHandshakeTimeout{10'000};
+// A connection by the address that was given, or through the proxy, which waits for the peer's answer: over a relay on
+// another continent too. TLS and WebSocket have session::kHandshakeTimeout for themselves.
+inline constexpr std::chrono::milliseconds kConnectTimeout{10'000};
 // An answer to a request. A login may take the server's 3 s of enrolment and a queue of password checks.
 inline constexpr std::chrono::milliseconds kAnswerTimeout{30'000};
 // C8.

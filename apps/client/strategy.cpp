@@ -63,7 +63,7 @@ awaitable<Connected> attempt_remote(const SavedServer& server, const Surrounding
     proxy = tailnet.proxy();
   };
   co_await elsewhere(prepare);
-  asio::ip::tcp::socket socket = co_await connect_through(proxy, peer, session::kServicePort, kHandshakeTimeout);
+  asio::ip::tcp::socket socket = co_await connect_through(proxy, peer, session::kServicePort, kConnectTimeout);
   std::string where = "\"" + server.name + "\"";
   Connected out = co_await enter(std::move(socket), where, server, around, true);
   out.peer = peer;

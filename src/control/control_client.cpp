@@ -318,6 +318,7 @@ void ControlClient::Impl::handle_timeout(Clock clock) {
   }
   if (due(kMapResume, now)) read_map_messages(clock);
   if (due(kMapRefresh, now)) {
+    refresh_not_before = now + kMapRefreshSpacing;
     stop_map();
     start_map(clock);
   }

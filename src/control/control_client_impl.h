@@ -125,6 +125,7 @@ struct ControlClient::Impl {
   bool wants_logout = false;
   bool lite_dirty = false;
   Instant lite_not_before;
+  Instant refresh_not_before;
   Instant confirmed;                  // when the server last showed that it knows this node
   int lite_quick_left = 0;
   int not_found = 0;

@@ -51,7 +51,7 @@ void ControlClient::Impl::stop_map() {
 
 void ControlClient::Impl::refresh_map(Clock clock) {
   if (!map_call || !map_call->got_map) return;
-  arm(kMapRefresh, std::max(clock.now, map_call->started + kMapRefreshSpacing));
+  arm(kMapRefresh, std::max(clock.now, refresh_not_before));
 }
 
 void ControlClient::Impl::handle_map_data(Clock clock, const H2Data& data) {

@@ -43,7 +43,7 @@ constexpr Duration kLogoutTimeout = std::chrono::seconds(10);
 // often.
 constexpr Duration kMembershipAsk = std::chrono::seconds(45);
 constexpr Duration kMembershipAskMin = std::chrono::seconds(10);
-// Whole maps that the data plane asked for are at least this far apart, from each other and from the stream's own.
+// Whole maps that the data plane asked for are at least this far apart.
 constexpr Duration kMapRefreshSpacing = std::chrono::seconds(5);
 // 404 answers to the map request before the node registers again.
 constexpr int kNotFoundMax = 3;
