@@ -44,7 +44,8 @@ struct World {
   void start(int i) {
     side[i].tunnel = std::make_unique<wg::Tunnel>(side[i], *side[i].rng);
     side[i].tunnel->set_private_key(clock, side[i].key);
-    side[i].tunnel->set_last_stamp(wg::Tai64n::from_wall(clock.wall).plus_seconds(60));
+    const wg::Tai64n used = wg::Tai64n::from_wall(clock.wall).plus_seconds(60);
+    side[i].tunnel->set_stamps({used, used.plus_seconds(60)});
     side[i].peer = wg::kNoPeer;
   }
   void deliver_one(int to, std::size_t which, bool keep, bool corrupt) {

@@ -28,6 +28,9 @@ class ForeignCoordinator {
 
   std::string url() const { return "https://" + name_; }
   Rules rules = Rules::kWithThePeer;
+  // What it says of this node, and any news for it.
+  const ts2021::Node& node(const NodePublic& key) const { return members_.at(key).node; }
+  void tell(const NodePublic& key, const ts2021::MapResponse& news) { tell(members_.at(key), news); }
   // How often this node was given everything.
   int whole_maps(const NodePublic& key) const { return members_.at(key).whole_maps; }
 

@@ -83,8 +83,10 @@ void NodeHost::start() {
   config.stack = config_.stack;
   config.last_disco_key = disco_key_.duplicate();
   config.last_udp_port = udp_port_;
-  engine_ = std::make_unique<node::Engine>(std::move(config), machine_key_.duplicate(), node_key_.duplicate(), last_stamp_,
-                                           static_cast<DatagramSink&>(*this), rng_, log_, clock());
+  const wg::StampLease stamps = node::lease_stamps(stored_stamp_, clock().wall);
+  stored_stamp_ = stamps.until;
+  engine_ = std::make_unique<node::Engine>(std::move(config), machine_key_.duplicate(), node_key_.duplicate(),
+                                           stamps, static_cast<DatagramSink&>(*this), rng_, log_, clock());
   app_ = std::make_unique<App>(world_, ledger_, engine_->stack(), config_.account);
   app_->serve(kAppPort);
   if (config_.udp_enabled) bind_udp(udp_port_ != 0 && !host_.is_bound(udp_port_) ? udp_port_ : std::uint16_t{0});
@@ -127,9 +129,10 @@ void NodeHost::end_process(const Error& why) {
 void NodeHost::stop() {
   if (!engine_) return;
   world_.note(config_.name, "stops");
-  persist();
   saved_map_ = engine_->saved_map();
   engine_->settle(clock());
+  persist();
+  stored_stamp_ = engine_->persistent().stamps.used;
   pump_streams();
   for (auto& [id, s] : streams_) s->stream->close();
   end_process({ErrorCode::kCancelled, "the node was stopped"});
@@ -160,7 +163,7 @@ void NodeHost::wipe() {
   control_key_.reset();
   registered_ = false;
   saved_map_.clear();
-  last_stamp_ = {};
+  stored_stamp_ = {};
   addresses_.clear();
 }
 
@@ -212,7 +215,7 @@ void NodeHost::persist() {
   if (p.control_key) control_key_ = p.control_key;
   registered_ = p.registered;
   if (!p.addresses.empty()) addresses_ = p.addresses;
-  last_stamp_ = p.last_stamp;
+  stored_stamp_ = p.stamps.until;
 }
 
 // ---- state ----

@@ -118,7 +118,7 @@ class NodeHost final : private DatagramSink {
   std::optional<MachinePublic> control_key_;
   std::string saved_map_;
   bool registered_ = false;
-  wg::Tai64n last_stamp_;
+  wg::Tai64n stored_stamp_;
   std::uint16_t udp_port_ = 0;
   crypto::DiscoPrivate disco_key_;
   std::vector<IpAddress> addresses_;

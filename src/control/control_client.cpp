@@ -407,6 +407,7 @@ bool ControlClient::restore_map(Clock clock, Bytes saved) {
   if (!change.ok() || map.self()->expired || !map.self()->machine_authorized) return false;
   i.netmap = std::move(map);
   i.events.push_back(NetmapChanged{std::move(*change)});
+  i.arm_expiry(clock);   // keys end without the server's word
   return true;
 }
 

@@ -107,6 +107,24 @@ TEST_F(ControlClientTest, TheMapOfTheLastRunHoldsUntilTheServerSendsItsOwn) {
   EXPECT_FALSE(client->poll_event());
 }
 
+// Keys end by the clock, whether the server is there or not.
+TEST_F(ControlClientTest, KeysOfARestoredMapEnd) {
+  peers[0].key_expiry = clock.wall + std::chrono::hours(2);
+  self_node.key_expiry = clock.wall + std::chrono::hours(3);
+  start(config());
+  const std::string saved = client->saved_map();
+  ControlConfig c = config();
+  c.expect_registered = true;
+  client = std::make_unique<ControlClient>(std::move(c), crypto::MachinePrivate::generate(rng), client->node_key().duplicate(), rng, Log::none());
+  ASSERT_TRUE(client->restore_map(clock, as_bytes(saved)));
+  EXPECT_FALSE(client->netmap().peer(2)->expired);
+  advance(std::chrono::minutes(121));
+  EXPECT_TRUE(client->netmap().peer(2)->expired);
+  EXPECT_EQ(client->state(), ControlState::kIdle);
+  advance(std::chrono::hours(1));
+  EXPECT_EQ(client->state(), ControlState::kExpired);
+}
+
 TEST_F(ControlClientTest, WarmStartThatCameTooEarlyTriesAgainAfterRegistering) {
   ControlConfig c = config();
   c.cached_control_key = server_key.public_key();

@@ -58,8 +58,8 @@ class Engine::PathsSink final : public DatagramSink {
 };
 
 Engine::Engine(EngineConfig config, crypto::MachinePrivate machine_key, crypto::NodePrivate node_key,
-               const wg::Tai64n& last_stamp, DatagramSink& out, Rng& rng, Log& log, Clock clock)
-    : config_(std::move(config)), out_(out), rng_(rng), clock_(clock) {
+               const wg::StampLease& stamps, DatagramSink& out, Rng& rng, Log& log, Clock clock)
+    : config_(std::move(config)), stamps_(stamps), out_(out), rng_(rng), clock_(clock) {
   config_.control.first_stream_id = 1;
   plain_control_ = config_.control.url.starts_with("http://");
   registered_ = config_.control.expect_registered;
@@ -68,7 +68,7 @@ Engine::Engine(EngineConfig config, crypto::MachinePrivate machine_key, crypto::
   control_ = std::make_unique<control::ControlClient>(std::move(config_.control), std::move(machine_key), std::move(node_key),
                                                       rng, log);
   tunnel_ = std::make_unique<wg::Tunnel>(static_cast<wg::Host&>(*this), rng);
-  tunnel_->set_last_stamp(last_stamp);
+  tunnel_->set_stamps(stamps_);
   paths_ = std::make_unique<paths::Paths>(*paths_sink_, rng, log);
   derp_ = std::make_unique<derp::DerpClient>(derp::DerpClientConfig{kRelayStreamFirst, config_.plain_relays}, static_cast<derp::DerpHost&>(*this), rng, log);
   latencies_ = std::make_unique<derp::LatencyProbe>(kLatencyStreamFirst, config_.plain_relays);
@@ -333,6 +333,22 @@ void Engine::settle(Clock clock) {
   // Sending may have started discovery or changed sessions.
   drain_paths();
   drain_derp();
+  renew_stamps();
+}
+
+wg::StampLease lease_stamps(const wg::Tai64n& used, WallTime now) {
+  return {used, std::max(used, wg::Tai64n::from_wall(now)).plus_seconds(kStampLeaseSeconds)};
+}
+
+// A node that makes no handshakes writes nothing.
+void Engine::renew_stamps() {
+  if (tunnel_->last_stamp() == stamps_.used) return;
+  stamps_.used = tunnel_->last_stamp();
+  const wg::StampLease next = lease_stamps(stamps_.used, clock_.wall);
+  if (next.until < stamps_.until.plus_seconds(kStampLeaseSeconds / 2)) return;
+  stamps_ = next;
+  tunnel_->set_stamps(stamps_);
+  emit(PersistEvent{});
 }
 
 bool Engine::relay_full() const { return derp_->congested(clock_.now); }
@@ -378,7 +394,7 @@ Persistent Engine::persistent() const {
   p.registered = registered_;
   p.login_name = login_name_;
   p.addresses = own_addresses();
-  p.last_stamp = tunnel_->last_stamp();
+  p.stamps = {tunnel_->last_stamp(), stamps_.until};
   return p;
 }
 

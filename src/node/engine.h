@@ -90,8 +90,10 @@ struct Persistent {
   bool registered = false;
   std::string login_name;
   std::vector<IpAddress> addresses;
-  wg::Tai64n last_stamp;
+  wg::StampLease stamps;                // store `until`, and `used` instead when nothing will be sent any more
 };
+// For a new run of a node whose store says `used`: what it may use before it writes again. Store `until` before the start.
+wg::StampLease lease_stamps(const wg::Tai64n& used, WallTime now);
 
 struct PeerStatus {
   std::string name;                     // first label
@@ -112,7 +114,7 @@ struct PeerStatus {
 class Engine final : private wg::Host, private derp::DerpHost {
  public:
   // `out` gets UDP datagrams only. All must outlive the engine.
-  Engine(EngineConfig config, crypto::MachinePrivate machine_key, crypto::NodePrivate node_key, const wg::Tai64n& last_stamp,
+  Engine(EngineConfig config, crypto::MachinePrivate machine_key, crypto::NodePrivate node_key, const wg::StampLease& stamps,
          DatagramSink& out, Rng& rng, Log& log, Clock clock);
   ~Engine() override;
   Engine(const Engine&) = delete;
@@ -240,6 +242,7 @@ class Engine final : private wg::Host, private derp::DerpHost {
   void path_changed(const Peer& peer, netstack::PathChange kind);
   void set_blocked(Peer& peer, bool blocked);
   void answer_stray();
+  void renew_stamps();
 
   void drain_control();
   void drain_paths();
@@ -257,6 +260,7 @@ class Engine final : private wg::Host, private derp::DerpHost {
   void emit(Event event);
 
   EngineConfig config_;
+  wg::StampLease stamps_;
   DatagramSink& out_;
   Rng& rng_;
   Clock clock_;                          // of the call being handled

@@ -112,6 +112,8 @@ void Engine::upsert_peer(const ts2021::Node& node, std::vector<std::string>& add
     added.push_back(first_label(node.name));
   }
   if (node.expired || node.key.is_zero()) return;
+  // A device that is in the map twice is the one that was told last: a key has one session.
+  if (auto holder = by_key_.find(node.key); holder != by_key_.end() && holder->second != node.id) remove_peer(holder->second, nullptr);
 
   auto [entry, is_new] = peers_.try_emplace(node.id);
   Peer& peer = entry->second;

@@ -45,6 +45,10 @@ constexpr Duration kJoinedLately = 60s;
 // ... and its rules did not come within this time of its name: they may be in a message of their own.
 constexpr Duration kRulesLate = 200ms;
 
+// Handshake stamps that may be sent before the store is written again: a busy node writes twice in this time, and after a
+// crash its stamps are this much ahead of its clock at most.
+constexpr std::uint64_t kStampLeaseSeconds = 600;
+
 // A timer that comes this late: the machine slept. Less, and connections are as they were.
 constexpr Duration kSlept = 10s;
 

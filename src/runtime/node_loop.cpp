@@ -26,8 +26,9 @@ constexpr Duration kSaveMapAfter = 30s;         // of a change; and at the end
 
 }  // namespace
 
-NodeRuntime::Loop::Loop(NodeOptions options, StateDir dir, StateStore store, NodeState state, int event_wake_fd)
-    : options_(std::move(options)), dir_(std::move(dir)), store_(std::move(store)), persistent_(std::move(state)),
+NodeRuntime::Loop::Loop(NodeOptions options, StateDir dir, StateStore store, NodeState state, const wg::StampLease& stamps,
+                        int event_wake_fd)
+    : options_(std::move(options)), dir_(std::move(dir)), store_(std::move(store)), persistent_(std::move(state)), stamps_(stamps),
       events_(event_wake_fd), udp_buffers_(UdpSocket::make_buffers()), scratch_(new std::uint8_t[kScratchBytes]) {}
 
 NodeRuntime::Loop::~Loop() = default;
@@ -70,7 +71,7 @@ Status NodeRuntime::Loop::open() {
   config.plain_relays = std::getenv("PORTHOLE_PLAIN_RELAYS") != nullptr;
   config.fixed_port = options_.udp_port != 0;
   engine_ = std::make_unique<node::Engine>(std::move(config), persistent_.machine_key.duplicate(),
-                                           persistent_.node_key.duplicate(), persistent_.last_tai64n,
+                                           persistent_.node_key.duplicate(), stamps_,
                                            static_cast<DatagramSink&>(*this), rng_, log_, clock_);
   return {};
 }
@@ -181,7 +182,7 @@ void NodeRuntime::Loop::stop_now() {
   for (auto& [id, s] : splices) s->abort();
   engine_->settle(clock_);
   streams_->pump(clock_.now);
-  persist();
+  persist(true);
   save_map();
   loop_.close();  // first, so that no question comes in behind the last answer
   Error closed{ErrorCode::kCancelled, "the node was closed"};
@@ -315,7 +316,7 @@ void NodeRuntime::Loop::rebind(const std::string& reason) {
   engine_->handle_rebind(clock_);
 }
 
-void NodeRuntime::Loop::persist() {
+void NodeRuntime::Loop::persist(bool last) {
   node::Persistent p = engine_->persistent();
   persistent_.node_key = engine_->node_key().duplicate();
   persistent_.disco_key = engine_->disco_key().duplicate();
@@ -323,7 +324,7 @@ void NodeRuntime::Loop::persist() {
   persistent_.registered = p.registered;
   if (!p.login_name.empty()) persistent_.login_name = p.login_name;
   if (!p.addresses.empty()) persistent_.addresses = p.addresses;
-  persistent_.last_tai64n = p.last_stamp;
+  persistent_.last_tai64n = last ? p.stamps.used : p.stamps.until;
   if (Status s = store_.save(persistent_); !s) {
     log_.write(LogLevel::kError, "state", s.error().message);
     json::object o{{"event", "notice"}, {"code", to_string(s.error().code)}, {"message", s.error().message}};

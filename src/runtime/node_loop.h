@@ -66,7 +66,7 @@ class NodeRuntime::Loop final : public std::enable_shared_from_this<NodeRuntime:
                                 private UdpSocket::Receiver,
                                 private DatagramSink {
  public:
-  Loop(NodeOptions options, StateDir dir, StateStore store, NodeState state, int event_wake_fd);
+  Loop(NodeOptions options, StateDir dir, StateStore store, NodeState state, const wg::StampLease& stamps, int event_wake_fd);
   ~Loop() override;
   // On the caller's thread, before run(): sockets, TLS, control socket.
   Status open();
@@ -150,7 +150,7 @@ class NodeRuntime::Loop final : public std::enable_shared_from_this<NodeRuntime:
   void drive();                           // until nothing moves
   void handle_engine_event(node::Event& event);
   void handle_socket_event(const netstack::SocketEvent& event);
-  void persist();
+  void persist(bool last = false);   // last: nothing is sent any more
   void save_map();                        // for a quick next start
   void fail_waiters(const Error& error);
   void resolve_waiters();
@@ -193,6 +193,7 @@ class NodeRuntime::Loop final : public std::enable_shared_from_this<NodeRuntime:
   StateDir dir_;
   StateStore store_;
   NodeState persistent_;
+  wg::StampLease stamps_;   // of the start
   FdLog log_;
   SystemRng rng_;
   EventLoop loop_;

@@ -80,6 +80,7 @@ Result<DialTarget> DialTarget::parse(const std::string& network, const std::stri
 
 Result<std::unique_ptr<NodeRuntime>> NodeRuntime::start(NodeOptions options) {
   if (options.state_dir.empty()) return Error{ErrorCode::kInvalid, "no state directory was given"};
+  while (options.control_url.ends_with('/')) options.control_url.pop_back();
   auto dir = StateDir::open(options.state_dir);
   if (!dir) return dir.error();
   StateStore store(*dir);
@@ -99,7 +100,6 @@ Result<std::unique_ptr<NodeRuntime>> NodeRuntime::start(NodeOptions options) {
     state.machine_key = crypto::MachinePrivate::generate(rng);
   }
   if (!options.control_url.empty()) state.control_url = options.control_url;
-  while (!state.control_url.empty() && state.control_url.back() == '/') state.control_url.pop_back();
   if (state.control_url.empty())
     return Error{ErrorCode::kInvalid, "no coordination server: give its URL once, it is remembered in " + options.state_dir};
   if (!state.control_url.starts_with("http://") && !state.control_url.starts_with("https://"))
@@ -107,13 +107,15 @@ Result<std::unique_ptr<NodeRuntime>> NodeRuntime::start(NodeOptions options) {
   if (!options.hostname.empty()) state.hostname = clean_hostname(options.hostname);
   if (state.hostname.empty()) state.hostname = clean_hostname(host_name());
   if (options.ephemeral) state.ephemeral = true;
-  // The machine key exists before anybody hears of it. What is in store already does without: a full disk keeps no
+  const wg::StampLease stamps = node::lease_stamps(state.last_tai64n, clock_now().wall);
+  state.last_tai64n = stamps.until;
+  // The machine key exists before anybody hears of it, and so does the lease of handshake stamps. What is in store already does without: a full disk keeps no
   // device out of its tailnet (saving is tried again, and reported, once the node runs).
   if (Status s = store.save(state); !s && !*loaded) return s.error();
 
   std::unique_ptr<NodeRuntime> node(new NodeRuntime);
   node->event_fd_.reset(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
-  auto loop = std::make_shared<Loop>(std::move(options), std::move(*dir), store, std::move(state), node->event_fd_.get());
+  auto loop = std::make_shared<Loop>(std::move(options), std::move(*dir), store, std::move(state), stamps, node->event_fd_.get());
   if (Status s = loop->open(); !s) return s.error();
   node->loop_ = loop;
   SignalsBlocked quiet;

@@ -24,7 +24,7 @@ struct NodeState {
   bool ephemeral = false;
   std::uint16_t udp_port = 0;           // last bound port: kept across restarts, so peers' paths stay good
   crypto::DiscoPrivate disco_key;       // of the last run, with udp_port; zero: none
-  wg::Tai64n last_tai64n;               // handshake stamps never go back (WireGuard)
+  wg::Tai64n last_tai64n;               // of handshakes, WireGuard: nothing newer was ever sent
   std::string login_name;               // display
   std::vector<IpAddress> addresses;     // last known own addresses; display
 };

@@ -646,7 +646,7 @@ TEST(WgSession, RestartedPeerIsFoundAgain) {
   p.b.tunnel = std::make_unique<Tunnel>(p.b, p.b.rng);
   p.b.wall_offset = -3600s;
   p.b.tunnel->set_private_key(p.b.clock(), p.b.key);
-  p.b.tunnel->set_last_stamp(lease);
+  p.b.tunnel->set_stamps({lease, lease});
   p.b.add(p.a);
   p.a.send(p.b, 1);  // vanishes
   p.world.run_for(1s);
@@ -659,6 +659,30 @@ TEST(WgSession, RestartedPeerIsFoundAgain) {
   p.a.send(p.b, 3);
   p.world.run_for(100ms);
   EXPECT_EQ(test::packet_id(p.b.delivered.back().packet), 3u);
+}
+
+// While the store lags behind, stamps stay within what it knows; with no room left they go on all the same.
+TEST(WgSession, StampsStayWithinTheLease) {
+  Pair p;
+  const Tai64n now = Tai64n::from_wall(p.a.clock().wall);
+  const Tai64n until = now.next().next().next();
+  p.a.tunnel->set_stamps({now, until});
+  p.world.run_for(1min);
+  Tai64n before = now;
+  for (int i = 0; i < 5; ++i) {
+    p.a.tunnel->renew_session(p.a.clock(), p.a.id_of(p.b));
+    EXPECT_GT(p.a.tunnel->last_stamp(), before);
+    before = p.a.tunnel->last_stamp();
+    if (i < 3) {
+      EXPECT_LE(before, until);
+    }
+    p.world.run_for(100ms);
+  }
+  EXPECT_LT(before, until.plus_seconds(1));
+  EXPECT_EQ(drops(p.b, Drop::kReplayedStamp), 0u);
+  p.a.tunnel->set_stamps({before, now.plus_seconds(600)});
+  p.a.tunnel->renew_session(p.a.clock(), p.a.id_of(p.b));
+  EXPECT_GT(p.a.tunnel->last_stamp(), now.plus_seconds(59)) << "the clock's again";
 }
 
 TEST(WgSession, ClockStepsBack) {
@@ -677,7 +701,7 @@ TEST(WgSession, ClockStepsBack) {
   p.a.tunnel = std::make_unique<Tunnel>(p.a, p.a.rng);
   p.a.tunnel->set_private_key(p.a.clock(), p.a.key);
   p.a.add(p.b);
-  p.a.tunnel->set_last_stamp(last);
+  p.a.tunnel->set_stamps({last, last.plus_seconds(60)});
   p.a.send(p.b, 11);
   p.world.run_for(100ms);
   EXPECT_EQ(p.b.delivered.size(), 6u);

@@ -32,4 +32,10 @@ class Tai64n {
   std::array<std::uint8_t, 12> b_{};
 };
 
+// What a store knows of the stamps of a key, so that a restart sends none twice whatever the clock says by then.
+struct StampLease {
+  Tai64n used;    // none up to here may be sent any more
+  Tai64n until;   // those up to here may be, without writing anything first
+};
+
 }  // namespace porthole::wg

@@ -104,8 +104,9 @@ void Tunnel::Impl::remove_peer(Peer& peer) {
   peers_[id].reset();
 }
 
-void Tunnel::Impl::set_last_stamp(const Tai64n& stamp) {
-  last_stamp_ = std::max(last_stamp_, stamp);
+void Tunnel::Impl::set_stamps(const StampLease& lease) {
+  stamps_until_ = lease.until;
+  last_stamp_ = std::max(last_stamp_, lease.used);
   for (const auto& p : peers_) {
     if (p) p->sent_stamp = std::max(p->sent_stamp, last_stamp_);
   }
@@ -187,6 +188,6 @@ PeerStats Tunnel::stats(PeerId peer) const {
 }
 const Counters& Tunnel::counters() const { return impl_->counters_; }
 Tai64n Tunnel::last_stamp() const { return impl_->last_stamp_; }
-void Tunnel::set_last_stamp(const Tai64n& stamp) { impl_->set_last_stamp(stamp); }
+void Tunnel::set_stamps(const StampLease& lease) { impl_->set_stamps(lease); }
 
 }  // namespace porthole::wg

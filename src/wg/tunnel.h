@@ -198,10 +198,11 @@ class Tunnel {
   PeerStats stats(PeerId peer) const;
   const Counters& counters() const;
 
-  // The newest TAI64N stamp sent to anybody. Persist it with the node key (rounded up by a lease, so that it need not be
-  // written for every handshake) and set it after a restart: peers reject stamps that are not newer.
+  // The newest TAI64N stamp sent to anybody. Set it after a restart: peers reject stamps that are not newer. So that it need
+  // not be written for every handshake, a store holds the end of a lease: while the clock is beyond it, stamps are the one
+  // before and a quantum, which stays below it for hundreds of handshakes. Handshakes never wait for the store.
   Tai64n last_stamp() const;
-  void set_last_stamp(const Tai64n& stamp);
+  void set_stamps(const StampLease& lease);
 
  private:
   class Impl;

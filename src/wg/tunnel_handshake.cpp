@@ -37,7 +37,7 @@ void Tunnel::Impl::send_initiation(Clock clock, Peer& peer, Attempt attempt) {
     return;
   }
   Tai64n stamp = Tai64n::from_wall(clock.wall);
-  if (stamp <= peer.sent_stamp) stamp = peer.sent_stamp.next();
+  if (stamp <= peer.sent_stamp || (stamps_until_ && stamp > *stamps_until_)) stamp = peer.sent_stamp.next();
 
   std::uint8_t message[kInitiationSize];
   crypto::NodePrivate ephemeral = crypto::NodePrivate::generate(rng_);

@@ -65,8 +65,9 @@ class Tunnel::Impl {
   Identity self_;
   Counters counters_;
   Tai64n last_stamp_;
+  std::optional<Tai64n> stamps_until_;
 
-  void set_last_stamp(const Tai64n& stamp);
+  void set_stamps(const StampLease& lease);
 
  private:
   // Handshake messages.

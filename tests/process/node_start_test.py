@@ -121,6 +121,10 @@ def test_store_that_is_not_ours():
         ips = again.wait_event("running")["ips"]
         check(ips == stored["addresses"], f"came back as {ips}, was {stored['addresses']}")
         again.stop()
+        # The same server, written another way.
+        again = lab.node("n", remote.url + "/")
+        again.wait_event("running")
+        again.stop()
         # A directory that belongs to another tailnet.
         other = lab.remote("other")
         refused(run("node", "run", "--statedir", lab.path("n"), "--login-server", other.url), 1, "belongs to", remote.url, other.url)

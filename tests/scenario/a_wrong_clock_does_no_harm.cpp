@@ -33,4 +33,28 @@ TEST(Scenario, AWrongClockDoesNoHarm) {
   }
 }
 
+// Killed in the middle of its work, and back with a clock that is an hour behind: what was stored must be ahead of every stamp
+// that any peer has seen.
+TEST(Scenario, ACrashWithAClockThatGoesBackDoesNoHarm) {
+  Tailnet t(kSeed);
+  NodeHost& right = t.add_node({.name = "right"}, t.add_home("one"));
+  NodeHost& crashes = t.add_node({.name = "crashes"}, t.add_home("two"));
+  ASSERT_IN(t, t.run_until_running(5s));
+  // Sessions that follow one another, and one after hours of silence.
+  for (Duration pause : {Duration(2s), Duration(130s), Duration(8min), Duration(5h)}) {
+    t.run_for(pause);
+    auto call = crashes.transfer(right, 1000, 1000);
+    ASSERT_IN(t, t.run_until_over({call}, 20s));
+    EXPECT_IN(t, call->is_done());
+    crashes.kill();
+    crashes.config().clock_offset -= 1h;
+    crashes.start();
+    ASSERT_IN(t, t.run_until_running(5s));
+    auto again = crashes.transfer(right, 1000, 1000);
+    ASSERT_IN(t, t.run_until_over({again}, 20s));
+    EXPECT_IN(t, again->is_done());
+    EXPECT_LT(again->until_first_byte(), 1s) << t.report();
+  }
+}
+
 }  // namespace porthole::scenario
