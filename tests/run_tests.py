@@ -3,7 +3,8 @@
 
 Test programs are build/.../tests/test_* (GoogleTest; counted test by test). Script tests are tests/*/*_test.py: exit 0
 passed, 77 skipped with the reason as the last line, anything else failed. Programs run one after the other, with the machine
-for themselves; of the scripts, which wait for most of their time, two at once.
+for themselves; of the scripts, which wait for most of their time, two at once. PORTHOLE_SCRIPTS: which scripts, by name; all
+when it is not set.
 """
 import concurrent.futures
 import glob
@@ -79,8 +80,9 @@ def main():
     here = os.path.dirname(os.path.abspath(__file__))
     programs = [p for p in sorted(glob.glob(os.path.join(build, "tests", "test_*"))) if os.access(p, os.X_OK) and wanted in p]
     scripts = [s for s in sorted(glob.glob(os.path.join(here, "*", "*_test.py"))) if wanted in s]
-    if os.environ.get("PORTHOLE_SKIP_SCRIPTS"):
-        scripts = []
+    if "PORTHOLE_SCRIPTS" in os.environ:
+        chosen = os.environ["PORTHOLE_SCRIPTS"].split()
+        scripts = [s for s in scripts if os.path.basename(s).removesuffix("_test.py") in chosen]
     totals = [0, 0, 0]
 
     def results():
