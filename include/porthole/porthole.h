@@ -33,7 +33,7 @@ enum {
   PORTHOLE_ERROR_UNAVAILABLE = -2,    /* not reachable now; trying again may help */
   PORTHOLE_ERROR_TIMEOUT = -3,
   PORTHOLE_ERROR_REFUSED = -4,
-  PORTHOLE_ERROR_UNAUTHORIZED = -5,   /* wrong, used or unknown key or password */
+  PORTHOLE_ERROR_UNAUTHORIZED = -5,   /* wrong, used or unknown key or password; not allowed by the tailnet's rules */
   PORTHOLE_ERROR_EXPIRED = -6,
   PORTHOLE_ERROR_NOT_FOUND = -7,      /* no such name, peer or device */
   PORTHOLE_ERROR_EXISTS = -8,         /* port taken, or the state directory is in use by another process */

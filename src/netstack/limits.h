@@ -41,6 +41,9 @@ inline constexpr Duration kMinRtoVariance = 200ms;  // RTO is at least SRTT + th
 inline constexpr std::size_t kUnansweredMax = 64;      // peers told at once as not answering; the others resend again
 inline constexpr Duration kSynRtoMin = 100ms;          // of a SYN whose round trip is known from the tunnel's handshake
 inline constexpr Duration kLossFreezeMax = 1s;        // no loss marks after a change of path: one round trip, at most this
+// Rules that let us in may reach the peer a moment after it has heard of us: SYNs go on until a refusal has lasted this long,
+// which is the third one's time.
+inline constexpr Duration kRefusalPatience = 2500ms;
 inline constexpr Duration kUnreachableRtoMax = 5s;  // while the path layer has no path
 inline constexpr Duration kOrphanLinger = 60s;      // closed by the app and no progress
 inline constexpr Duration kZeroWindowReset = 60s;   // closed window without a read, only under pressure

@@ -24,6 +24,7 @@ Error error_for(SocketEventKind kind, ErrorCode code, const Endpoint& remote) {
     case ErrorCode::kReset: text = where + " reset the connection"; break;
     case ErrorCode::kUnavailable: text = where + " cannot be reached"; break;
     case ErrorCode::kPermission: text = "a filter on the way to " + where + " does not allow this"; break;
+    case ErrorCode::kUnauthorized: text = "the tailnet's rules do not let this node connect to " + where; break;
     case ErrorCode::kNotFound: text = "the peer " + where + " is no longer part of this tailnet"; break;
     case ErrorCode::kCancelled: text = "this node no longer has the address that the connection to " + where + " used"; break;
     case ErrorCode::kLimit: text = "the connection to " + where + " was closed because memory ran out"; break;
@@ -699,6 +700,16 @@ void Stack::Impl::peer_removed(Instant now, const IpAddress& address) {
   }
 }
 
+void Stack::Impl::connect_refused(Instant now, const Endpoint& local, const Endpoint& remote) {
+  now_seen = now;
+  auto it = flows_.find(FlowKey::of(local.address, local.port, remote.address, remote.port));
+  auto* held = it != flows_.end() ? std::get_if<TcpConnection*>(&it->second) : nullptr;
+  if (held == nullptr) return;
+  TcpConnection& c = **held;
+  c.handle_refusal(now);
+  settle(c);
+}
+
 void Stack::Impl::check_invariants() const {
   std::size_t chunks = 0;
   std::size_t live = 0;
@@ -813,6 +824,9 @@ const Counters& Stack::counters() const { return impl_->counters; }
 MemoryUse Stack::memory() const { return impl_->memory(); }
 void Stack::path_changed(Instant now, const IpAddress& peer, PathChange kind) { impl_->path_changed(now, peer, kind); }
 void Stack::peer_removed(Instant now, const IpAddress& peer) { impl_->peer_removed(now, peer); }
+void Stack::connect_refused(Instant now, const Endpoint& local, const Endpoint& remote) {
+  impl_->connect_refused(now, local, remote);
+}
 void Stack::set_round_trip(const IpAddress& peer, Duration rtt) { impl_->set_round_trip(peer, rtt); }
 std::vector<IpAddress> Stack::take_unanswered() { return std::exchange(impl_->unanswered, {}); }
 void Stack::tunnel_blocked(Instant now, const IpAddress& peer, bool blocked) {

@@ -233,6 +233,9 @@ class Stack {
 
   // The peer is no longer part of the tailnet: its connections are reset here and now, without a word to it.
   void peer_removed(Instant now, const IpAddress& peer);
+  // The peer says beside TCP that its rules refuse this connection. While connecting, a refusal that is repeated for
+  // kRefusalPatience is believed (kConnectFailed, kUnauthorized); anything else changes nothing.
+  void connect_refused(Instant now, const Endpoint& local, const Endpoint& remote);
 
   // Gives free chunks back to the allocator.
   void release_memory();

@@ -51,6 +51,7 @@ class Stack::Impl final : public TcpHost {
   void set_round_trip(const IpAddress& peer, Duration rtt);
   void tunnel_blocked(Instant now, const IpAddress& peer, bool blocked);
   void peer_removed(Instant now, const IpAddress& peer);
+  void connect_refused(Instant now, const Endpoint& local, const Endpoint& remote);
   void check_invariants() const;
   Endpoint local(SocketId id) const;
   Endpoint remote(SocketId id) const;

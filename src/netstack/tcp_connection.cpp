@@ -403,6 +403,12 @@ void TcpConnection::tunnel_unblocked(Instant now) {
   host_.want_send(*this);
 }
 
+void TcpConnection::handle_refusal(Instant now) {
+  if (state_ != TcpState::kSynSent) return;
+  if (!refused_since_) refused_since_ = now;
+  else if (now - *refused_since_ >= kRefusalPatience) fail(ErrorCode::kUnauthorized);
+}
+
 void TcpConnection::handle_icmp(Instant, bool hard, ErrorCode code, std::uint32_t sequence) {
   if (finished()) return;
   std::uint64_t quoted = unwrap_sequence(snd_una_, sequence);

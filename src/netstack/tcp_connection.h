@@ -118,6 +118,7 @@ class TcpConnection {
   void handle_segment(Instant now, const wire::TcpSegment& segment);
   // After the last segment of a batch: decides about acknowledging, wakes the app.
   void end_batch(Instant now);
+  void handle_refusal(Instant now);
   void handle_icmp(Instant now, bool hard, ErrorCode code, std::uint32_t sequence);
   void handle_too_big(Instant now, std::uint32_t sequence, int mtu);
   void path_changed(Instant now, PathChange kind);
@@ -409,6 +410,7 @@ class TcpConnection {
   // Life.
   Instant life_deadline_ = Instant::max();
   int keepalive_sent_ = 0;
+  std::optional<Instant> refused_since_;  // by the peer's rules, while connecting
   Instant fin_wait2_since_;
 
   // Figures for info().

@@ -256,7 +256,7 @@ class Engine final : private wg::Host, private derp::DerpHost {
   void set_state(NodeState state, std::optional<Error> error = {});
   void check_running();
   void stop_data_plane();
-  void refused(const Peer& peer);
+  void refused(const Peer& peer, Bytes packet);
   void emit(Event event);
 
   EngineConfig config_;

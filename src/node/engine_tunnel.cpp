@@ -4,6 +4,8 @@
 #include "node/engine.h"
 #include "node/limits.h"
 #include "wg/spec_constants.h"
+#include "wire/ip.h"
+#include "wire/tcp.h"
 #include "wire/tsmp.h"
 
 namespace porthole::node {
@@ -74,15 +76,27 @@ void Engine::deliver(wg::PeerId id, std::span<const MutBytes> packets) {
     }
     const control::Verdict verdict = filter_.check(p, peer->jailed);
     if (verdict) accepted_.push_back(p);
-    else if (verdict.reason == control::FilterDrop::kNoRule) refused(*peer);
+    else if (verdict.reason == control::FilterDrop::kNoRule) refused(*peer, p);
   }
   if (!accepted_.empty()) stack_->handle_packets(clock_.now, accepted_);
 }
 
 // Of a peer of the last whole map, or one that has been here for a while, this is what the tailnet's policy wants.
-void Engine::refused(const Peer& peer) {
-  if (!peer.joined || clock_.now - *peer.joined > kJoinedLately || rules_due_) return;
-  rules_due_ = std::max(clock_.now, *peer.joined + kRulesLate);
+void Engine::refused(const Peer& peer, Bytes packet) {
+  if (rules_due_) return;
+  if (peer.joined && clock_.now - *peer.joined <= kJoinedLately) {
+    rules_due_ = std::max(clock_.now, *peer.joined + kRulesLate);
+    return;
+  }
+  // Who tries to connect hears why, instead of waiting for nothing. One small packet for a SYN, which is larger.
+  auto parsed = wire::parse_ip(packet);
+  const auto* ip = std::get_if<wire::IpPacket>(&parsed);
+  wire::TcpSegment tcp;
+  if (!ip || ip->fragmented || ip->protocol != wire::ip_protocol::kTcp || !wire::parse_tcp(ip->payload, tcp)) return;
+  if ((tcp.flags & (wire::tcp_flag::kSyn | wire::tcp_flag::kAck)) != wire::tcp_flag::kSyn) return;
+  const wire::tsmp::Reject reject{ip->protocol, wire::tsmp::RejectReason::kAcl, {ip->source, tcp.source_port},
+                                  {ip->destination, tcp.destination_port}, false};
+  tunnel_->send(clock_, peer.tunnel, wire::tsmp::encode({ip->destination, ip->source, 0, reject}));
 }
 
 void Engine::authenticated(wg::PeerId id, const wg::Source& source) {
@@ -191,6 +205,9 @@ void Engine::handle_tsmp(const Peer& peer, Bytes packet) {
     if (asked == tsmp_pings_.end()) return;
     emit(PingEvent{{asked->token, asked->key, true, true, {}, {}, clock_.now - asked->sent}});
     tsmp_pings_.erase(asked);
+  } else if (const auto* reject = std::get_if<wire::tsmp::Reject>(&message->message)) {
+    if (reject->ip_protocol == wire::ip_protocol::kTcp && !reject->maybe_broken)
+      stack_->connect_refused(clock_.now, reject->flow_source, reject->flow_destination);
   } else if (const auto* key = std::get_if<wire::tsmp::DiscoKey>(&message->message)) {
     paths_->disco_key_learned(clock_.now, peer.key, key->key);
   }

@@ -59,9 +59,13 @@ TEST(Scenario, WhatTheRulesRefuseIsAskedForOnce) {
   a.foreign.rules = Rules::kNever;
   auto call = a.join_and_call();
   EXPECT_EQ(call->state, Transfer::State::kFailed);
+  // And whoever is refused is told so.
+  const Instant start = a.t.world.now();
   auto again = a.late.transfer(a.first, 1, 1, 20s);
   a.t.run_until_over({again}, 25s);
   EXPECT_EQ(again->state, Transfer::State::kFailed);
+  EXPECT_TRUE(again->error && again->error->code == ErrorCode::kUnauthorized);
+  EXPECT_LT(a.t.world.now() - start, 4s);
   EXPECT_EQ(a.foreign.whole_maps(a.first.key()), 2);
 }
 
