@@ -39,12 +39,13 @@ std::int64_t parse_seconds(const std::string& text) {
 }
 
 // On the store, with the directory's lock held.
-json::object execute_directly(const remote::StateDir& state, crypto::SecretBytes<32> secret, const json::object& command) {
+json::object execute_directly(remote::StateDir& state, const json::object& command) {
+  state.check_store();
   auto store = remote::SqliteStore::open(state.store_path());
   if (!store) throw CommandError(store.error().message);
   remote::SystemRng rng;
   coordinator::DirectoryConfig config;
-  config.server_secret = std::move(secret);
+  config.server_secret = state.server_secret((*store)->has_accounts());
   auto directory = coordinator::Directory::open(std::move(config), **store, rng, Log::none());
   if (!directory) throw CommandError(directory.error().message);
   return remote::run_command(**directory, remote::read_clock(), command);
@@ -55,6 +56,9 @@ json::object execute_directly(const remote::StateDir& state, crypto::SecretBytes
 json::object execute(const Common& common, const json::object& command) {
   constexpr int kTries = 50;
   constexpr useconds_t kPause = 100'000;
+  // Only who makes an account may come before the service's first start: elsewhere it would be a mistyped directory.
+  if (command.at("command") != "account_create" && ::access((common.state_dir + "/coordinator.db").c_str(), F_OK) != 0)
+    throw CommandError("no coordination service has run in " + common.state_dir + ": there is no coordinator.db");
   json::object answer;
   for (int i = 1; answer.empty(); ++i) {
     bool in_use = false;
@@ -63,7 +67,7 @@ json::object execute(const Common& common, const json::object& command) {
       if (state.is_headscale())
         throw CommandError("the accounts in " + common.state_dir + " are kept together with Headscale: commands need the running "
                            "service (porthole remote run --engine headscale-api)");
-      answer = execute_directly(state, state.server_secret(), command);
+      answer = execute_directly(state, command);
     } else if (auto given = remote::ask_control_socket(state.socket_path(), command)) {
       answer = std::move(*given);
     } else if (i == kTries) {
@@ -231,7 +235,7 @@ void add_account(CLI::App& parent, Run& run) {
                             : account->add_subcommand("token", "Replace an account's token and print the new one");
     verb->add_option("NAME", *name, "Lower-case letters, digits and '-'")->required();
     add_common(verb, common);
-    if (create) verb->footer("Example:\n  porthole remote account create smith --statedir DIR --json");
+    verb->footer(std::string("Example:\n  porthole remote account ") + (create ? "create" : "token") + " smith --statedir DIR --json");
     verb->callback([=, &run] {
       run = [=] {
         auto answer = execute(*common, {{"command", create ? "account_create" : "account_token"}, {"account", *name}});
@@ -244,6 +248,7 @@ void add_account(CLI::App& parent, Run& run) {
   auto common = std::make_shared<Common>();
   CLI::App* list = account->add_subcommand("list", "List accounts");
   add_common(list, common);
+  list->footer("Example:\n  porthole remote account list --statedir DIR --json");
   list->callback([=, &run] {
     run = [=] {
       auto answer = execute(*common, {{"command", "account_list"}});
@@ -274,10 +279,10 @@ void add_key(CLI::App& parent, Run& run) {
   auto ephemeral = std::make_shared<bool>(false);
   CLI::App* verb = key->add_subcommand("create", "Create a key that lets a device join an account");
   verb->add_option("--account", *account, "The account")->required();
-  verb->add_option("--device", *device, "Bind it to this device id: the same device gets the same key");
+  verb->add_option("--device", *device, "Bind it to this device id: the same device gets the same key, good for 30 days; with --expires or --ephemeral a new one");
   verb->add_flag("--reusable", *reusable, "Any number of devices may use it");
   verb->add_flag("--ephemeral", *ephemeral, "Devices that join with it are forgotten when they go away");
-  verb->add_option("--expires", *expires, "How long it is good for: 90s, 15m, 24h, 30d (24h if not given)");
+  verb->add_option("--expires", *expires, "How long it is good for: 90s, 15m, 24h, 30d (24h if neither this nor --device is given)");
   add_common(verb, common);
   verb->footer("Examples:\n  porthole remote key create --account smith --statedir DIR\n"
                "  porthole remote key create --account smith --device kitchen-tv --expires 1h --statedir DIR --json");
@@ -303,6 +308,7 @@ void add_devices(CLI::App& parent, Run& run) {
     CLI::App* verb = devices->add_subcommand("list", "List devices");
     verb->add_option("--account", *account, "Only this account's");
     add_common(verb, common);
+    verb->footer("Examples:\n  porthole remote devices list --statedir DIR\n  porthole remote devices list --account smith --statedir DIR --json");
     verb->callback([=, &run] {
       run = [=] {
         auto answer = execute(*common, {{"command", "devices_list"}, {"account", *account}});
@@ -320,7 +326,7 @@ void add_devices(CLI::App& parent, Run& run) {
   auto account = std::make_shared<std::string>();
   auto id = std::make_shared<std::string>();
   CLI::App* verb = devices->add_subcommand("revoke", "Remove a device: its peers drop it at once, its key dies");
-  verb->add_option("ID", *id, "Device id or node number")->required();
+  verb->add_option("ID", *id, "Device id; or the node's number, when no device has this id")->required();
   verb->add_option("--account", *account, "Needed when several accounts have a device of this id");
   add_common(verb, common);
   verb->footer("Example:\n  porthole remote devices revoke kitchen-tv --account smith --statedir DIR");
@@ -344,6 +350,7 @@ void add_register(CLI::App& parent, Run& run) {
   verb->add_option("ID", *id, "What the login page shows, or its URL")->required();
   verb->add_option("--account", *account, "The account")->required();
   add_common(verb, common);
+  verb->footer("Example:\n  porthole remote register approve https://remote.example.com/register/... --account smith --statedir DIR");
   verb->callback([=, &run] {
     run = [=] {
       std::string_view last = *id;

@@ -83,6 +83,7 @@ struct RemoteService::Impl {
     url = o.public_url.empty() ? PublicUrl::from_listen(server->listen_endpoint(), tls.has_value())
                                : PublicUrl::parse(o.public_url);
     coordination_url = url.text();
+    state.check_store();
     store = must(SqliteStore::open(state.store_path()));
     if (o.headscale) open_headscale(o);
     else open_embedded(o);
@@ -105,9 +106,9 @@ struct RemoteService::Impl {
     coordinator::DirectoryConfig config;
     config.base_domain = o.base_domain;
     config.public_url = url.text();
-    config.server_secret = state.server_secret();
+    config.server_secret = state.server_secret(store->has_accounts());
     directory = must(coordinator::Directory::open(std::move(config), *store, rng, log));
-    machine.emplace(state.noise_key(), own_relay_map(url, server->stun_port()), *directory, rng, log);
+    machine.emplace(state.noise_key(store->has_nodes()), own_relay_map(url, server->stun_port()), *directory, rng, log);
     machine->start(read_clock());
     service = &*directory;
   }
@@ -116,7 +117,7 @@ struct RemoteService::Impl {
     if (!o.headscale->public_url.empty())
       coordination_url = PublicUrl::parse(o.headscale->public_url, "--headscale-public-url").text();
     else coordination_url = headscale_api->url();
-    HeadscaleService::Config config{*store, rng, log, state.server_secret(), {o.headscale->expiry_grace}, {}, {}, o.on_proof};
+    HeadscaleService::Config config{*store, rng, log, state.server_secret(store->has_accounts()), {o.headscale->expiry_grace}, {}, {}, o.on_proof};
     config.pause = [this](std::chrono::milliseconds time) { worker->pause(time); };
     config.proof.login_url = coordination_url;
     config.proof.ca_file = o.headscale->ca_file;

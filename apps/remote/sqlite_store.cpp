@@ -151,6 +151,11 @@ Status SqliteStore::run(const std::string& sql) {
   return {};
 }
 
+bool SqliteStore::has_rows(const std::string& table) {
+  Statement any;
+  return any.prepare(db_, ("SELECT EXISTS(SELECT 1 FROM " + table + ")").c_str()) && any.step() == SQLITE_ROW && any.get_integer() != 0;
+}
+
 Result<std::unique_ptr<SqliteStore>> SqliteStore::open(const std::string& path) {
   std::unique_ptr<SqliteStore> store(new SqliteStore(path));
   mode_t old = umask(0077);  // the files hold who belongs to whom: nobody else's business
@@ -169,6 +174,9 @@ Result<std::unique_ptr<SqliteStore>> SqliteStore::open(const std::string& path) 
     return Error{ErrorCode::kUnsupported, "store " + path + ": it was written by a newer version of porthole (schema " +
                                               std::to_string(found) + ", this program knows " +
                                               std::to_string(kSchemaVersion) + "); update porthole"};
+  // A new store has no tables; another program's database often has no version.
+  if (found == 0 && store->has_rows("sqlite_master"))
+    return Error{ErrorCode::kUnsupported, "store " + path + ": it is the database of another program; choose another directory"};
   old = umask(0077);
   Status wal = store->run("PRAGMA journal_mode=WAL");
   if (wal) wal = store->run("PRAGMA foreign_keys=OFF; PRAGMA synchronous=NORMAL; PRAGMA cache_size=-4096");

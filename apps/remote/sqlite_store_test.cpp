@@ -216,6 +216,20 @@ TEST(SqliteStore, RefusesWhatIsNoDatabase) {
   EXPECT_FALSE(SqliteStore::open(dir.file("no/such/dir.db")).ok());
 }
 
+TEST(SqliteStore, LeavesAnotherProgramsDatabaseAlone) {
+  TemporaryDir dir;
+  std::string path = dir.file("s.db");
+  sqlite3* db = nullptr;
+  ASSERT_EQ(sqlite3_open(path.c_str(), &db), SQLITE_OK);
+  ASSERT_EQ(sqlite3_exec(db, "CREATE TABLE recipes(name)", nullptr, nullptr, nullptr), SQLITE_OK);
+  sqlite3_close(db);
+  const std::string before = app::read_file(path);
+  auto opened = SqliteStore::open(path);
+  ASSERT_FALSE(opened.ok());
+  EXPECT_NE(opened.error().message.find("another program"), std::string::npos) << opened.error().message;
+  EXPECT_EQ(app::read_file(path), before);
+}
+
 TEST(SqliteStore, IsNobodyElsesBusiness) {
   TemporaryDir dir;
   auto opened = SqliteStore::open(dir.file("s.db"));

@@ -48,11 +48,22 @@ void StateDir::claim_engine(bool headscale) {
   app::write_file_atomic(file("engine"), "headscale-api\n");
 }
 
-crypto::SecretText StateDir::load_or_create(const std::string& name, const crypto::SecretText& fresh) {
+void StateDir::check_store() const {
+  struct stat info {};
+  if (::stat(store_path().c_str(), &info) == 0 && info.st_size > 0) return;
+  // These two are made after the store, so one that was killed at its first start is no such case.
+  for (const char* key : {"server.secret", "noise.key"})
+    if (::access(file(key).c_str(), F_OK) == 0)
+      throw app::CommandError("the store " + store_path() + " is missing or empty, although " + key + " says that there was one: restore " +
+                              "it from a backup; for a new service, take an empty directory");
+}
+
+crypto::SecretText StateDir::load_or_create(const std::string& name, const crypto::SecretText& fresh, bool needed) {
   std::string path = file(name);
   struct stat info {};
   if (::stat(path.c_str(), &info) != 0) {
     if (errno != ENOENT) throw app::CommandError("cannot read " + path + ": " + std::strerror(errno));
+    if (needed) throw app::CommandError(path + " is missing, and what the store holds depends on it: restore it from a backup");
     app::write_file_atomic(path, std::string(fresh.reveal()) + "\n", 0600);
     return fresh.duplicate();
   }
@@ -63,9 +74,9 @@ crypto::SecretText StateDir::load_or_create(const std::string& name, const crypt
   return out;
 }
 
-crypto::MachinePrivate StateDir::noise_key() {
+crypto::MachinePrivate StateDir::noise_key(bool needed) {
   SystemRng rng;
-  auto text = load_or_create("noise.key", crypto::MachinePrivate::generate(rng).to_text());
+  auto text = load_or_create("noise.key", crypto::MachinePrivate::generate(rng).to_text(), needed);
   auto key = crypto::MachinePrivate::parse(text.reveal());
   if (!key) throw app::CommandError(file("noise.key") + " does not hold a key; restore it from a backup");
   return std::move(*key);
@@ -79,8 +90,8 @@ crypto::NodePrivate StateDir::relay_key() {
   return std::move(*key);
 }
 
-crypto::SecretBytes<32> StateDir::server_secret() {
-  crypto::SecretText text = load_or_create("server.secret", crypto::SecretText(app::random_hex(32)));
+crypto::SecretBytes<32> StateDir::server_secret(bool needed) {
+  crypto::SecretText text = load_or_create("server.secret", crypto::SecretText(app::random_hex(32)), needed);
   crypto::SecretBytes<32> out;
   if (!from_hex_exact(text.reveal(), out.writable()))
     throw app::CommandError(file("server.secret") + " does not hold 64 hexadecimal digits; restore it from a backup");

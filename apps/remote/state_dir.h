@@ -35,14 +35,19 @@ class StateDir {
   bool is_headscale() const;
   void claim_engine(bool headscale);
 
-  // Each is made at first use and written 0600. CommandError when a file cannot be read or understood.
-  crypto::MachinePrivate noise_key();
+  // Before the store is opened: keys without a store mean that it was lost, and a new, empty one would hide that.
+  // CommandError says what to do.
+  void check_store() const;
+
+  // Each is made at first use and written 0600. CommandError when a file cannot be read or understood, or is gone although
+  // `needed`: somebody depends on it, and a new one would strand them without a word.
+  crypto::MachinePrivate noise_key(bool needed);
   crypto::NodePrivate relay_key();
-  crypto::SecretBytes<32> server_secret();
+  crypto::SecretBytes<32> server_secret(bool needed);
   crypto::SecretText admin_token();
 
  private:
-  crypto::SecretText load_or_create(const std::string& name, const crypto::SecretText& fresh);
+  crypto::SecretText load_or_create(const std::string& name, const crypto::SecretText& fresh, bool needed = false);
   std::string path_;
   int lock_fd_ = -1;
 };

@@ -335,9 +335,8 @@ Result<DeviceKey> Directory::device_key(Clock clock, std::string_view name, std:
   AccountState* account = find_account(name);
   if (!account) return no_account(name);
   if (auto s = check_device_id(device_id); !s) return s.error();
-  bool known = account->devices.contains(device_id) || account->device_nodes.contains(device_id);
-  if (replace && known)
-    if (auto s = revoke(clock, name, device_id); !s) return s.error();
+  if (Match what = match_device(*account, device_id); replace && what.account)
+    if (auto s = revoke(clock, what); !s) return s.error();
 
   DeviceKey out;
   auto device = account->devices.find(device_id);
@@ -429,25 +428,18 @@ Status Directory::revoke(Clock clock, std::string_view name, std::string_view id
   auto [end, problem] = std::from_chars(id.data(), id.data() + id.size(), number);
   bool is_number = problem == std::errc() && end == id.data() + id.size();
 
-  struct Match {
-    AccountState* account;
-    Member* member;
-    const DeviceRecord* device;
-  };
   std::vector<Match> matches;
   bool revoked_already = false;
+  // By device id first; the number of a node always leads to it, whatever ids devices have chosen.
   auto look = [&](AccountState& account) {
-    auto device = account.devices.find(id);
-    auto node = account.device_nodes.find(id);
-    if (device != account.devices.end() && node == account.device_nodes.end() && !waits_to_join(account, device->second)) {
-      revoked_already = true;
-    } else if (device != account.devices.end() || node != account.device_nodes.end()) {
-      matches.push_back({&account, node == account.device_nodes.end() ? nullptr : node->second,
-                         device == account.devices.end() ? nullptr : &device->second});
+    if (Match what = match_device(account, id); what.account) {
+      matches.push_back(what);
     } else if (is_number && account.members.contains(number)) {
       Member* member = account.members.at(number);
       auto own = account.devices.find(member->record.device_id);
       matches.push_back({&account, member, own == account.devices.end() ? nullptr : &own->second});
+    } else {
+      revoked_already |= account.devices.contains(id);
     }
   };
   if (name.empty()) {
@@ -462,16 +454,25 @@ Status Directory::revoke(Clock clock, std::string_view name, std::string_view id
   if (matches.size() > 1)
     return Error{ErrorCode::kInvalid, "device \"" + std::string(id) + "\" exists in several accounts; name the account"};
 
-  Match match = matches.front();
+  return revoke(clock, matches.front());
+}
+
+Directory::Match Directory::match_device(AccountState& account, std::string_view device_id) {
+  auto device = account.devices.find(device_id);
+  auto node = account.device_nodes.find(device_id);
+  const bool joined = node != account.device_nodes.end();
+  if (!joined && (device == account.devices.end() || !waits_to_join(account, device->second))) return {};
+  return {&account, joined ? node->second : nullptr, device == account.devices.end() ? nullptr : &device->second};
+}
+
+Status Directory::revoke(Clock clock, const Match& match) {
   StoreChange change;
-  {
-    const AuthKeyRecord* key = match.device ? device_key_record(*match.device) : nullptr;
-    if (auto s = engine_.revoke(match.account->record, key, match.member ? &match.member->record : nullptr); !s) return s;
-  }
+  const AuthKeyRecord* device_key = match.device ? device_key_record(*match.device) : nullptr;
+  if (auto s = engine_.revoke(match.account->record, device_key, match.member ? &match.member->record : nullptr); !s) return s;
   if (match.device) {
     // The record stays: its generation keeps the next key from being this one.
-    if (const AuthKeyRecord* key = device_key_record(*match.device); key && !key->revoked) {
-      change.keys.push_back(*key);
+    if (device_key && !device_key->revoked) {
+      change.keys.push_back(*device_key);
       change.keys.back().revoked = true;
     }
   }

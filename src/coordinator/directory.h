@@ -183,6 +183,13 @@ class Directory final : public Service {
                         const ts2021::Hostinfo& hostinfo, int version, bool ephemeral,
                         std::optional<WallTime> key_expiry);
   Status remove_with(Clock clock, const NodeRecord& record, StoreChange change);
+  struct Match {
+    AccountState* account = nullptr;       // null: nothing to revoke
+    Member* member = nullptr;              // null: has not joined
+    const DeviceRecord* device = nullptr;  // null: a node without a device id
+  };
+  Match match_device(AccountState& account, std::string_view device_id);
+  Status revoke(Clock clock, const Match& match);
   std::string unique_label(const AccountState& account, std::string_view hostname, std::string_view own) const;
   ts2021::RegisterResponse accepted(const Member& member);
   DeviceInfo describe(Clock clock, const AccountState& account, const Member& member) const;

@@ -167,6 +167,32 @@ TEST_F(DirectoryTest, RevokeNamesItsTarget) {
   EXPECT_TRUE(directory_->revoke(clock_, "", "tv").ok()) << "only the other account's is left";
 }
 
+// A device chooses its id; it hides no node by choosing a number.
+TEST_F(DirectoryTest, ANodeIsAlwaysFoundByItsNumber) {
+  device_key("1");
+  ASSERT_TRUE(directory_->revoke(clock_, "smith", "1").ok());
+  KeyOptions any;
+  auto key = directory_->key_create(clock_, "smith", any);
+  ASSERT_TRUE(key.ok());
+  EXPECT_EQ(join(1, 1, key->key.reveal()).response.error, "");
+  ASSERT_EQ(directory_->node_count(), 1u);
+  device_key("1", true);
+  EXPECT_EQ(directory_->node_count(), 1u) << "replacing the key of device 1 is nothing to node 1";
+  EXPECT_TRUE(directory_->revoke(clock_, "smith", "1").ok()) << "the device";
+  EXPECT_EQ(directory_->node_count(), 1u);
+  EXPECT_TRUE(directory_->revoke(clock_, "smith", "1").ok()) << "the node";
+  EXPECT_EQ(directory_->node_count(), 0u);
+}
+
+TEST_F(DirectoryTest, AKeyIsReplacedWhateverBecameOfTheDevice) {
+  std::string key = device_key("tv", true);
+  EXPECT_EQ(join(1, 1, key).response.error, "");
+  ASSERT_TRUE(directory_->revoke(clock_, "smith", "tv").ok());
+  std::string next = device_key("tv", true);
+  EXPECT_NE(next, key);
+  EXPECT_EQ(join(2, 2, next).response.error, "");
+}
+
 TEST_F(DirectoryTest, ReusableAndDeviceDoNotMix) {
   KeyOptions o;
   o.device_id = "tv";

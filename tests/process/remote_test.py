@@ -90,6 +90,9 @@ def test_commands():
         refused(run("remote", "key", "create", "--account", "home", "--device", "a b", *state), 2, "device")
         refused(run("remote", "devices", "revoke", "no-such-device", *state), 1, "no-such-device", "does not exist")
         refused(run("remote", "register", "approve", "nothing", "--account", "home", *state), 1, "nothing")
+        for command in (["account", "list"], ["devices", "list"], ["key", "create", "--account", "home"], ["devices", "revoke", "1"]):
+            refused(run("remote", *command, "--statedir", lab.path("mistyped")), 1, lab.path("mistyped"), "no coordination service")
+        check(not os.path.exists(lab.path("mistyped")), "a mistyped directory was made")
         # The same without a running service.
         remote.stop()
         refused(run("remote", "account", "create", "home", *state), 1, "already exists")
@@ -124,6 +127,18 @@ def test_store_that_is_not_ours():
         refused(remote_run(lab, "remote"), 1, "newer")
         with open(store, "wb") as f:
             f.write(good)
+        # An empty file, or none, is no new service when its keys are there; nor is a key made anew that devices depend on.
+        for lost in (lambda: open(store, "wb").close(), lambda: os.unlink(store)):
+            lost()
+            for command in (["account", "list"], ["account", "create", "other"]):
+                refused(run("remote", *command, "--statedir", remote.state), 1, os.path.basename(store))
+            refused(remote_run(lab, "remote"), 1, os.path.basename(store), "missing or empty", "backup")
+        with open(store, "wb") as f:
+            f.write(good)
+        os.unlink(os.path.join(remote.state, "server.secret"))
+        refused(remote_run(lab, "remote"), 1, "server.secret", "missing", "backup")
+        with open(os.path.join(remote.state, "server.secret"), "wb") as f:
+            f.write(keys["server.secret"])
         for name, content in keys.items():
             with open(os.path.join(remote.state, name), "wb") as f:
                 f.write(b"junk\n")
