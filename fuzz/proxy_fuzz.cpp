@@ -1,5 +1,5 @@
 // links: base crypto wire proxy
-// The loopback proxy: no input without the credential may lead to a Connect, and slicing must not change the outcome.
+// The loopback proxy: no input without the credential may lead to a Connect or an Associate, and slicing must not change the outcome.
 #include <cstdlib>
 
 #include "proxy/proxy_machine.h"
@@ -33,14 +33,19 @@ Outcome run(Bytes in, std::size_t slice, const ProxyCredential* credential) {
   o.output = as_text(out);
   o.state = machine.state();
   if (auto event = machine.poll_event()) {
-    const Connect& c = std::get<Connect>(*event);
-    o.target = c.to_string();
-    o.first = as_text(c.first);
+    if (const auto* c = std::get_if<Connect>(&*event)) {
+      o.target = c->to_string();
+      o.first = as_text(c->first);
+    } else if (std::holds_alternative<Associate>(*event)) {
+      o.target = "UDP";
+    } else {
+      std::abort();
+    }
     // What goes to the server is one head and keeps no secret of the proxy.
     if (!o.first.empty()) {
       wire::HttpHeadParser head(wire::HttpKind::kRequest, {64 * 1024, 128, 0});
-      auto taken = head.consume(c.first);
-      if (!taken || *taken != c.first.size() || !head.done() || head.header("proxy-authorization")) std::abort();
+      auto taken = head.consume(as_bytes(o.first));
+      if (!taken || *taken != o.first.size() || !head.done() || head.header("proxy-authorization")) std::abort();
     }
   }
   // Bytes fed to a machine that is closing are swallowed, however they are cut.

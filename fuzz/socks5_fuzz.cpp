@@ -1,5 +1,6 @@
 // links: base wire
-// SOCKS5 messages: parsers must stay inside the buffer and be stable under truncation.
+// SOCKS5 messages: parsers must stay inside the buffer and be stable under truncation; an answer's datagram head
+// leads back to the target.
 #include <cstdlib>
 
 #include "wire/socks5.h"
@@ -21,6 +22,14 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     std::size_t again = 0;
     if (parse_request(in.first(taken), request, again) != Parsed::kDone || again != taken) std::abort();
     if (parse_request(in.first(taken - 1), request, again) != Parsed::kMore) std::abort();
+  }
+  if (auto datagram = parse_datagram(in)) {
+    if (3 + datagram->target.size() + datagram->data.size() != size || 3 + datagram->target.size() > kDatagramHeadMax) std::abort();
+    ByteVector answer;
+    encode_datagram_head(answer, datagram->target);
+    auto again = parse_datagram(answer);
+    if (!again || again->fragment != 0 || again->host != datagram->host || again->port != datagram->port || !again->data.empty()) std::abort();
+    if (parse_datagram(Bytes(answer).first(answer.size() - 1))) std::abort();
   }
   return 0;
 }

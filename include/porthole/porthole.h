@@ -100,8 +100,8 @@ PORTHOLE_API int porthole_event_fd(porthole_node* node);
  * "endpoint":..,"relay":..,"latency_ms":..,"rx_bytes":..,"tx_bytes":..,"why_not_direct":..}],...}. No secrets. */
 PORTHOLE_API int porthole_status_json(porthole_node* node, char** json_out, porthole_error* error);
 
-/* The loopback proxy: SOCKS5 (user/password) and HTTP (CONNECT, and plain requests for http:// URLs; Basic credential)
- * on one port of 127.0.0.1. The credential is new at each start of the node: without one, every user of this machine
+/* The loopback proxy: SOCKS5 (CONNECT and UDP ASSOCIATE; user/password) and HTTP (CONNECT, and plain requests for
+ * http:// URLs; Basic credential) on one port of 127.0.0.1. The credential is new at each start of the node: without one, every user of this machine
  * would be in the tailnet. Copies NUL-terminated strings. First call starts it; later calls return the same. */
 typedef struct porthole_proxy {
   char address[64];   /* "127.0.0.1:34567" */

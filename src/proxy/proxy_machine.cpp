@@ -100,6 +100,10 @@ socks::Parsed Socks5Machine::handle_request(Bytes in, std::size_t& size) {
   if (parsed == socks::Parsed::kBad) refuse(socks::Reply::kGeneralFailure);
   if (parsed == socks::Parsed::kBadAddressType) refuse(socks::Reply::kAddressTypeNotSupported);
   if (parsed != socks::Parsed::kDone) return parsed;
+  if (request.command == static_cast<std::uint8_t>(socks::Command::kUdpAssociate)) {
+    ask(Associate{});
+    return parsed;
+  }
   if (request.command != static_cast<std::uint8_t>(socks::Command::kConnect)) {
     refuse(socks::Reply::kCommandNotSupported);
     return parsed;

@@ -1,5 +1,5 @@
-// The loopback proxy's handshakes: SOCKS5 (RFC 1928, 1929), HTTP CONNECT (RFC 9110 section 9.3.6) and plain HTTP requests
-// with an absolute target (RFC 9112 section 3.2.2) on one port.
+// The loopback proxy's handshakes: SOCKS5 (RFC 1928, 1929) with CONNECT and UDP ASSOCIATE, HTTP CONNECT (RFC 9110 section
+// 9.3.6) and plain HTTP requests with an absolute target (RFC 9112 section 3.2.2) on one port.
 //
 //   first byte 0x05 --> SOCKS5: greeting, login, request --+
 //                                                           +--> Connect --> connected() --> answer, then pass through
@@ -8,6 +8,9 @@
 // A plain request becomes one connection: its head is rewritten for the server ("GET /x", "Connection: close", nothing
 // that is the proxy's business) and goes ahead of the body; the server's answer passes through (response_head.h), and
 // both end with it.
+//
+// UDP ASSOCIATE is an Associate event in the place of Connect. Its datagrams are udp_association.h's business; of the
+// connection, only that it lasts matters from then on.
 //
 // The caller feeds what the client sends to consume() and writes what produce() gives. consume() never takes a byte
 // behind the handshake: once a Connect event is out, the rest belongs to the tunnel. When state() is kOpen and
@@ -56,12 +59,15 @@ struct Connect {
 struct PlainHttp {
   ByteVector head;
 };
-using ProxyEvent = std::variant<Connect, PlainHttp>;
+// The client wants to send datagrams (RFC 1928 section 4). The address in its request, from which it says it will, is not
+// looked at: most programs write zeros there, some their target.
+struct Associate {};
+using ProxyEvent = std::variant<Connect, PlainHttp, Associate>;
 
 enum class ProxyState {
   kHandshake,
-  kConnecting,  // Connect was given out; waiting for connected() or failed()
-  kOpen,        // pass bytes through, after the output
+  kConnecting,  // Connect or Associate was given out; waiting for connected() or failed()
+  kOpen,        // after the output: pass bytes through; of an Associate, ignore them
   kClosing,     // close, after the output
 };
 
@@ -145,7 +151,7 @@ class ProxyMachine {
   std::optional<ProxyEvent> poll_event();
   ProxyState state() const;
 
-  // Answers to Connect. `local`: our own end of the connection into the tailnet.
+  // Answers to Connect and Associate. `local`: our own end of the connection into the tailnet; or where we take datagrams.
   void connected(const Endpoint& local);
   // `sentence` is shown to HTTP clients; it must not hold a secret.
   void failed(ConnectFailure failure, std::string_view sentence);

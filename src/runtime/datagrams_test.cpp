@@ -6,10 +6,13 @@
 #include <sys/socket.h>
 
 #include <cerrno>
+#include <set>
 
 #include "netstack/link_harness.h"
+#include "proxy/limits.h"
 #include "runtime/clock.h"
 #include "runtime/sockaddr.h"
+#include "runtime/socks_udp.h"
 
 namespace porthole::runtime {
 namespace {
@@ -45,6 +48,7 @@ class Datagrams : public ::testing::Test {
       while (auto e = a.poll_event()) {
         moved = true;
         if (auto u = users.find(e->id); u != users.end()) u->second->handle_event(*e);
+        if (auto f = flows.find(e->id); f != flows.end()) f->second->handle_event(*e);
       }
       while (auto e = b.poll_event()) moved = true;
       for (auto& [id, u] : users)
@@ -96,6 +100,7 @@ class Datagrams : public ::testing::Test {
   Instant now;
   DatagramCounters counters;
   std::map<SocketId, std::shared_ptr<UdpUser>> users;
+  std::map<SocketId, SocksUdp*> flows;
   int done = 0;
   bool way_open = true;
 };
@@ -381,6 +386,158 @@ TEST_F(Datagrams, AServiceThatIsAwayIsCountedAndWorksWhenItIsBack) {
   EXPECT_TRUE(b.udp_send(now, far, {kA4, 5353}, as_bytes(std::string("now"))));
   turn();
   EXPECT_EQ(take(back.get()), "now");
+}
+
+// A program of this host and its association; "b" is the other stack, by both of its addresses.
+class SocksDatagrams : public Datagrams {
+ protected:
+  std::unique_ptr<SocksUdp> associate(const IpAddress& at) {
+    auto made = std::make_shared<SocksUdp*>(nullptr);
+    SocksUdp::Hooks hooks;
+    hooks.find = [](const std::string& host) -> Result<IpAddress> {
+      if (host == "b") return kB4;
+      if (auto literal = IpAddress::parse(host); literal && (*literal == kB4 || *literal == kB6)) return *literal;
+      return Error{ErrorCode::kNotFound, "nobody"};
+    };
+    hooks.opened = [this, made](SocketId id) { flows[id] = *made; };
+    hooks.closed = [this](SocketId id) { flows.erase(id); };
+    auto udp = SocksUdp::open(loop, a, at, at, std::move(hooks), scratch_, now, association);
+    EXPECT_TRUE(udp.ok());
+    *made = udp->get();
+    return std::move(*udp);
+  }
+  static UniqueFd program(const Endpoint& to) {
+    UniqueFd fd(::socket(to.address.is_v6() ? AF_INET6 : AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+    SockAddr at = to_sockaddr(to);
+    EXPECT_EQ(::connect(fd.get(), at.get(), at.size), 0);
+    return fd;
+  }
+  static std::string head_of(const std::string& target) { return std::string("\0\0\0", 3) + target; }
+  static std::string head_of(const Endpoint& target) {
+    ByteVector port(2);
+    store_be(port.data(), target.port);
+    std::string out(1, target.address.is_v4() ? '\1' : '\4');
+    return head_of(out.append(as_text(target.address.bytes())).append(as_text(port)));
+  }
+  proxy::AssociationCounters association;
+};
+
+const std::string kNameOfB("\3\1b\0\65", 5);  // port 53
+
+TEST_F(SocksDatagrams, EachTargetIsAFlowAndItsAnswersCarryItsHead) {
+  for (const IpAddress& at : {IpAddress::v4(127, 0, 0, 1), *IpAddress::parse("::1")}) {
+    SocketId far = *b.udp_bind(std::nullopt, 53);
+    auto socks = associate(at);
+    EXPECT_EQ(socks->local().address, at);
+    EXPECT_NE(socks->local().port, 0);
+    UniqueFd app = program(socks->local());
+    const std::string heads[] = {head_of(kNameOfB), head_of({kB4, 53}), head_of({kB6, 53})};
+    std::set<std::uint16_t> ports;
+    for (const std::string& head : heads) {
+      ASSERT_TRUE(put(app.get(), head + "question"));
+      turn();
+      Endpoint from;
+      EXPECT_EQ(at_b(far, &from), "question");
+      ports.insert(from.port);
+      EXPECT_EQ(from.address, &head == &heads[2] ? kA6 : kA4);
+      EXPECT_TRUE(b.udp_send(now, far, from, as_bytes(std::string("answer"))));
+      EXPECT_TRUE(b.udp_send(now, far, from, {}));
+      // From another port of b: not from the target.
+      SocketId other = *b.udp_bind(std::nullopt, 54);
+      EXPECT_TRUE(b.udp_send(now, other, from, as_bytes(std::string("forged"))));
+      b.udp_close(other);
+      turn();
+      EXPECT_EQ(take(app.get()), head + "answer");
+      EXPECT_EQ(take(app.get()), head);
+      EXPECT_EQ(take(app.get()), "-");
+    }
+    EXPECT_EQ(ports.size(), 3u);
+    EXPECT_EQ(flows.size(), 3u);
+    EXPECT_EQ(association.other_source, 3u);
+    association = {};
+    // Its end frees everything: here, on the tailnet, and the port of this host.
+    Endpoint was = socks->local();
+    socks.reset();
+    EXPECT_TRUE(flows.empty());
+    EXPECT_EQ(a.memory().udp_sockets, 0u);
+    UniqueFd again(::socket(at.is_v6() ? AF_INET6 : AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+    SockAddr same = to_sockaddr(was);
+    EXPECT_EQ(::bind(again.get(), same.get(), same.size), 0);
+    b.udp_close(far);
+  }
+}
+
+TEST_F(SocksDatagrams, TheLongestPassAndTheRestIsDroppedAndCounted) {
+  SocketId far = *b.udp_bind(std::nullopt, 53);
+  auto socks = associate(IpAddress::v4(127, 0, 0, 1));
+  UniqueFd app = program(socks->local()), other = program(socks->local());
+  struct { IpAddress to; std::size_t most; } cases[] = {{kB4, kDatagramMaxV4}, {kB6, kDatagramMaxV6}};
+  for (auto& c : cases) {
+    std::string head = head_of({c.to, 53});
+    for (std::size_t size : {c.most, c.most + 1, std::size_t{65507} - head.size()}) ASSERT_TRUE(put(app.get(), head + std::string(size, 'x')));
+    turn();
+    Endpoint from;
+    EXPECT_EQ(at_b(far, &from).size(), c.most);
+    EXPECT_EQ(at_b(far), "-");
+    // And back.
+    EXPECT_TRUE(b.udp_send(now, far, from, as_bytes(std::string(c.most, 'y'))));
+    turn();
+    EXPECT_EQ(take(app.get()), head + std::string(c.most, 'y'));
+  }
+  EXPECT_EQ(association.too_long, 4u);
+  ASSERT_TRUE(put(other.get(), head_of(kNameOfB) + "x"));
+  std::string fragment = head_of(kNameOfB) + "x";
+  fragment[2] = 1;
+  ASSERT_TRUE(put(app.get(), fragment) && put(app.get(), "") && put(app.get(), head_of(std::string("\3\1c\0\65", 5)) + "x"));
+  ASSERT_TRUE(put(app.get(), head_of({IpAddress::v4(127, 0, 0, 1), 53}) + "x") && put(app.get(), head_of({kA4, 53}) + "x"));
+  turn();
+  EXPECT_EQ(at_b(far), "-");
+  EXPECT_EQ(association.other_client, 1u);
+  EXPECT_EQ(association.fragment, 1u);
+  EXPECT_EQ(association.bad_head, 1u);
+  EXPECT_EQ(association.unknown_target, 3u);
+  EXPECT_EQ(a.memory().udp_sockets, 2u);
+}
+
+TEST_F(SocksDatagrams, AFullWayLosesDatagramsAndWorksAgain) {
+  SocketId far = *b.udp_bind(std::nullopt, 53);
+  auto socks = associate(IpAddress::v4(127, 0, 0, 1));
+  UniqueFd app = program(socks->local());
+  way_open = false;
+  std::string full = head_of(kNameOfB) + std::string(1200, 'x');
+  for (int i = 0; i < 1000; ++i) {
+    ASSERT_TRUE(put(app.get(), full));
+    if (i % 20 == 0) turn();
+  }
+  turn();
+  EXPECT_GT(association.way_full, 0u);
+  EXPECT_EQ(association.way_full + association.from_client, 1000u);
+  way_open = true;
+  turn();
+  int got = 0;
+  while (at_b(far).size() == 1200) ++got;
+  EXPECT_GT(got, 100);
+  ASSERT_TRUE(put(app.get(), head_of(kNameOfB) + "again"));
+  turn();
+  EXPECT_EQ(at_b(far), "again");
+}
+
+TEST_F(SocksDatagrams, ManyTargetsKeepTheBoundAndQuietOnesGo) {
+  auto socks = associate(IpAddress::v4(127, 0, 0, 1));
+  UniqueFd app = program(socks->local());
+  for (std::uint16_t port = 1; port <= 3 * proxy::kUdpTargetsMax; ++port) {
+    SocketId far = *b.udp_bind(std::nullopt, port);
+    ASSERT_TRUE(put(app.get(), head_of({kB4, port}) + std::to_string(port)));
+    turn();
+    EXPECT_EQ(at_b(far), std::to_string(port));
+    EXPECT_EQ(flows.size(), std::min<std::size_t>(port, proxy::kUdpTargetsMax));
+    EXPECT_EQ(a.memory().udp_sockets, flows.size());
+  }
+  EXPECT_EQ(socks->next_timeout().latest, now + proxy::kUdpTargetIdle);
+  now = now + proxy::kUdpTargetIdle;
+  socks->handle_timeout();
+  EXPECT_EQ(a.memory().udp_sockets, 0u);
+  EXPECT_TRUE(socks->next_timeout().is_never());
 }
 
 TEST_F(Datagrams, HeadsSurviveTheRoundTrip) {

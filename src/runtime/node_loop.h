@@ -18,6 +18,7 @@
 #include "runtime/local_socket.h"
 #include "runtime/node_runtime.h"
 #include "runtime/pending.h"
+#include "runtime/socks_udp.h"
 #include "runtime/splice.h"
 #include "runtime/state_store.h"
 #include "runtime/streams.h"
@@ -235,6 +236,8 @@ class NodeRuntime::Loop final : public std::enable_shared_from_this<NodeRuntime:
     std::unique_ptr<AcceptHandler> acceptor;
   };
   std::optional<Loopback> loopback_;
+  std::unordered_map<SocketId, SocksUdp*> socks_flows_;        // each belongs to a proxy connection
+  proxy::AssociationCounters association_counters_;
   std::map<int, std::shared_ptr<ProxyConnection>> proxy_connections_;
   std::unique_ptr<AcceptHandler> control_acceptor_;
   std::map<int, std::shared_ptr<ControlConnection>> control_connections_;

@@ -1,6 +1,8 @@
-// The loopback proxy's connections: handshake with the local program, dial into the tailnet, then a splice.
+// The loopback proxy's connections: handshake with the local program, dial into the tailnet, then a splice; or a UDP
+// association, which lasts as long as its connection.
 #include <sys/socket.h>
 
+#include <algorithm>
 #include <cerrno>
 
 #include "runtime/node_loop.h"
@@ -8,7 +10,10 @@
 
 namespace porthole::runtime {
 namespace {
-constexpr std::size_t kHandshakesMax = 1024;     // programs in the handshake or waiting for their connection
+constexpr std::size_t kHandshakesMax = 1024;     // programs in the handshake or waiting for their connection, and associations
+// Each is two descriptors. With proxy::kUdpTargetsMax each they leave half of the netstack's UDP sockets (kUdpSocketsMax) to
+// the app, whatever programs do.
+constexpr std::ptrdiff_t kAssociationsMax = 64;
 }  // namespace
 
 class NodeRuntime::Loop::ProxyConnection final : public FdHandler,
@@ -22,9 +27,10 @@ class NodeRuntime::Loop::ProxyConnection final : public FdHandler,
     if (token_) loop_.loop_.remove(token_);
   }
 
-  Deadline next_timeout() const { return machine_.next_timeout(); }
+  Deadline next_timeout() const { return udp_ ? udp_->next_timeout() : machine_.next_timeout(); }
   void handle_timeout() {
     machine_.handle_timeout(loop_.clock_.now);
+    if (udp_) udp_->handle_timeout();
     advance();
   }
 
@@ -33,8 +39,11 @@ class NodeRuntime::Loop::ProxyConnection final : public FdHandler,
     if (readable && machine_.state() == proxy::ProxyState::kHandshake && !read()) return close();
     // The program went away while its connection was being made.
     if (hangup && machine_.state() != proxy::ProxyState::kHandshake) return close();
+    if (udp_ && readable && !lasts()) return close();
     advance();
   }
+
+  bool is_association() const { return udp_ != nullptr; }
 
  private:
   bool read() {
@@ -51,9 +60,17 @@ class NodeRuntime::Loop::ProxyConnection final : public FdHandler,
     return true;
   }
 
+  // Whether an association's connection is still there. RFC 1928 has no messages on it any more: what comes is ignored.
+  bool lasts() {
+    std::uint8_t block[2048];
+    ssize_t n = ::recv(fd_.get(), block, sizeof block, MSG_DONTWAIT);
+    return n > 0 || (n < 0 && (errno == EAGAIN || errno == EINTR));
+  }
+
   void advance() {
     while (auto event = machine_.poll_event()) {
       if (auto* c = std::get_if<proxy::Connect>(&*event)) dial(*c);
+      else if (std::holds_alternative<proxy::Associate>(*event)) associate();
     }
     if (!flush()) return close();
     if (machine_.has_output()) return;
@@ -75,7 +92,7 @@ class NodeRuntime::Loop::ProxyConnection final : public FdHandler,
       if (n <= 0) return false;
       at_ += static_cast<std::size_t>(n);
     }
-    bool reading = machine_.state() == proxy::ProxyState::kHandshake;
+    bool reading = machine_.state() == proxy::ProxyState::kHandshake || udp_;
     if (token_) loop_.loop_.change(token_, reading, at_ < out_.size());
     return true;
   }
@@ -104,6 +121,40 @@ class NodeRuntime::Loop::ProxyConnection final : public FdHandler,
     });
   }
 
+  void associate() {
+    loop_.when_running(kDialDefault, [self = weak_from_this(), &loop = loop_](Status running) {
+      auto me = self.lock();
+      if (!me || !me->token_) return;
+      Status s = running ? me->open_udp() : running;
+      if (s) {
+        me->machine_.connected(me->udp_->local());
+      } else {
+        loop.log_.write(LogLevel::kInfo, "proxy", s.error().message);
+        me->machine_.failed(proxy::connect_failure(s.error().code), s.error().message);
+      }
+      me->advance();
+    });
+  }
+
+  Status open_udp() {
+    const auto& all = loop_.proxy_connections_;
+    if (std::count_if(all.begin(), all.end(), [](const auto& c) { return c.second->is_association(); }) >= kAssociationsMax)
+      return Error{ErrorCode::kLimit, "too many UDP associations at a time: at most " + std::to_string(kAssociationsMax)};
+    SocksUdp::Hooks hooks;
+    hooks.find = [&loop = loop_](const std::string& host) {
+      DialTarget target;
+      target.host = host;
+      return loop.device_address(target);
+    };
+    hooks.opened = [this](SocketId id) { loop_.socks_flows_[id] = udp_.get(); };
+    hooks.closed = [&loop = loop_](SocketId id) { loop.socks_flows_.erase(id); };
+    auto udp = SocksUdp::open(loop_.loop_, loop_.engine_->stack(), local_endpoint(fd_.get()).address, remote_endpoint(fd_.get()).address,
+                              std::move(hooks), MutBytes(loop_.scratch_.get(), kScratchBytes), loop_.clock_.now, loop_.association_counters_);
+    if (!udp) return udp.error();
+    udp_ = std::move(*udp);
+    return {};
+  }
+
   void hand_over() {
     auto keep = shared_from_this();
     SocketId socket = *socket_;
@@ -119,6 +170,7 @@ class NodeRuntime::Loop::ProxyConnection final : public FdHandler,
     if (!token_) return;
     auto keep = shared_from_this();
     if (socket_) loop_.engine_->stack().abort(loop_.clock_.now, *socket_);
+    udp_.reset();
     loop_.loop_.remove(token_);
     token_ = 0;
     loop_.proxy_connections_.erase(fd_.get());
@@ -130,6 +182,7 @@ class NodeRuntime::Loop::ProxyConnection final : public FdHandler,
   EventLoop::Token token_ = 0;
   proxy::ProxyMachine machine_;
   std::optional<SocketId> socket_;   // connected, not yet handed over
+  std::unique_ptr<SocksUdp> udp_;    // of an association
   bool plain_http_ = false;
   ByteVector early_;                 // what the tunnel gets first
   ByteVector out_;

@@ -97,6 +97,7 @@ void NodeRuntime::Loop::handle_socket_event(const netstack::SocketEvent& event) 
     keep->handle_event(event);
     return;
   }
+  if (auto f = socks_flows_.find(event.id); f != socks_flows_.end()) return f->second->handle_event(event);
   if (event.kind == Kind::kAcceptable) {
     if (auto e = exposed_ports_.find(event.id); e != exposed_ports_.end()) {
       while (auto socket = engine_->stack().accept(event.id)) accept_exposed(*socket, e->second);

@@ -99,6 +99,11 @@ std::string NodeRuntime::Loop::status_json() {
                                  {"other_source", d.other_source}, {"bad_head", d.bad_head}, {"way_full", d.way_full},
                                  {"local_failed", d.local_failed},
                                  {"unread", engine_->stack().counters().drop(netstack::Drop::kUdpQueueFull)}};
+  const proxy::AssociationCounters& a = association_counters_;
+  io["proxied_datagrams"] = json::object{{"to_client", a.to_client}, {"from_client", a.from_client}, {"other_client", a.other_client},
+                                         {"bad_head", a.bad_head}, {"fragment", a.fragment}, {"unknown_target", a.unknown_target},
+                                         {"no_flow", a.no_flow}, {"too_long", a.too_long}, {"way_full", a.way_full},
+                                         {"other_source", a.other_source}};
   o["counters"] = std::move(io);
   return json::serialize(o);
 }

@@ -11,6 +11,39 @@ bool is_name(std::string_view name) {
   return !name.empty() && std::all_of(name.begin(), name.end(), [](char c) { return c > 0x20 && c < 0x7f; });
 }
 
+// ATYP, address and port, in requests and in datagrams.
+Parsed parse_target(Bytes in, Host& host, std::uint16_t& port, std::size_t& size) {
+  if (in.empty()) return Parsed::kMore;
+  std::size_t at = 1;
+  switch (in[0]) {
+    case kAddressV4:
+      if (in.size() < at + 6) return Parsed::kMore;
+      host = IpAddress::v4_bytes(in.data() + at);
+      at += 4;
+      break;
+    case kAddressV6:
+      if (in.size() < at + 18) return Parsed::kMore;
+      host = IpAddress::v6_bytes(in.data() + at);
+      at += 16;
+      break;
+    case kAddressName: {
+      if (in.size() < at + 1 || in.size() < at + 1 + in[at] + 2) return Parsed::kMore;
+      std::string_view name = as_text(in.subspan(at + 1, in[at]));
+      if (!is_name(name)) return Parsed::kBad;
+      std::string_view literal = name;
+      if (literal.size() > 2 && literal.front() == '[' && literal.back() == ']') literal = literal.substr(1, literal.size() - 2);
+      if (auto address = IpAddress::parse(literal)) host = *address;
+      else host = name;
+      at += 1 + name.size();
+      break;
+    }
+    default: return Parsed::kBadAddressType;
+  }
+  port = load_be<std::uint16_t>(in.data() + at);
+  size = at + 2;
+  return Parsed::kDone;
+}
+
 }  // namespace
 
 bool Greeting::offers(Method m) const {
@@ -40,36 +73,23 @@ Parsed parse_login(Bytes in, Login& out, std::size_t& size) {
 
 Parsed parse_request(Bytes in, Request& out, std::size_t& size) {
   if (!in.empty() && in[0] != kVersion) return Parsed::kBad;
-  if (in.size() < 4) return Parsed::kMore;
+  if (in.size() < 3) return Parsed::kMore;
   out.command = in[1];
-  std::size_t at = 4;
-  switch (in[3]) {
-    case kAddressV4:
-      if (in.size() < at + 6) return Parsed::kMore;
-      out.host = IpAddress::v4_bytes(in.data() + at);
-      at += 4;
-      break;
-    case kAddressV6:
-      if (in.size() < at + 18) return Parsed::kMore;
-      out.host = IpAddress::v6_bytes(in.data() + at);
-      at += 16;
-      break;
-    case kAddressName: {
-      if (in.size() < at + 1 || in.size() < at + 1 + in[at] + 2) return Parsed::kMore;
-      std::string_view name = as_text(in.subspan(at + 1, in[at]));
-      if (!is_name(name)) return Parsed::kBad;
-      std::string_view literal = name;
-      if (literal.size() > 2 && literal.front() == '[' && literal.back() == ']') literal = literal.substr(1, literal.size() - 2);
-      if (auto address = IpAddress::parse(literal)) out.host = *address;
-      else out.host = name;
-      at += 1 + name.size();
-      break;
-    }
-    default: return Parsed::kBadAddressType;
-  }
-  out.port = load_be<std::uint16_t>(in.data() + at);
-  size = at + 2;
-  return Parsed::kDone;
+  std::size_t target_size = 0;
+  Parsed parsed = parse_target(in.subspan(3), out.host, out.port, target_size);
+  if (parsed == Parsed::kDone) size = 3 + target_size;
+  return parsed;
+}
+
+std::optional<Datagram> parse_datagram(Bytes in) {
+  if (in.size() < 3) return std::nullopt;
+  Datagram out;
+  out.fragment = in[2];
+  std::size_t target_size = 0;
+  if (parse_target(in.subspan(3), out.host, out.port, target_size) != Parsed::kDone) return std::nullopt;
+  out.target = in.subspan(3, target_size);
+  out.data = in.subspan(3 + target_size);
+  return out;
 }
 
 void encode_method(ByteVector& out, Method method) {
@@ -95,6 +115,12 @@ void encode_reply(ByteVector& out, Reply reply, const Endpoint& bound) {
     w.u8(kAddressV4);
     w.zeros(6);
   }
+}
+
+void encode_datagram_head(ByteVector& out, Bytes target) {
+  ByteWriter w(out);
+  w.zeros(3);
+  w.bytes(target);
 }
 
 }  // namespace porthole::wire::socks5

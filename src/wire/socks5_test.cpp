@@ -75,6 +75,56 @@ TEST(Socks5, RequestForms) {
   EXPECT_EQ(parse_request(unhex("0501000304612062630050"), r, size), Parsed::kBad);
 }
 
+TEST(Socks5, DatagramForms) {
+  struct Case {
+    const char* target;  // as written: ATYP, address, port
+    const char* host;    // nullptr: bad
+    bool is_address;
+    int port;
+  } cases[] = {
+      {"01644001022328", "100.64.1.2", true, 9000},
+      {"04fd7a115ca1e0000000000000000000010035", "fd7a:115c:a1e0::1", true, 53},
+      {"03034e61730035", "Nas", false, 53},
+      {"030831302e302e302e310050", "10.0.0.1", true, 80},
+      {"03055b3a3a315d0050", "::1", true, 80},
+      {"0300" "0050", nullptr, false, 0},
+      {"030461206263" "0050", nullptr, false, 0},
+      {"00644001022328", nullptr, false, 0},
+      {"02644001022328", nullptr, false, 0},
+  };
+  for (const Case& c : cases) {
+    // RSV is not zero in the second: tolerated, as in requests.
+    for (const char* front : {"000000", "ffff03"}) {
+      ByteVector target = unhex(c.target), in = unhex(front);
+      append(in, target);
+      std::size_t head = in.size();
+      append(in, as_bytes("data"));
+      auto d = parse_datagram(in);
+      ASSERT_EQ(d.has_value(), c.host != nullptr) << c.target;
+      if (!d) continue;
+      EXPECT_EQ(d->fragment, in[2]);
+      EXPECT_EQ(d->port, c.port);
+      ASSERT_EQ(std::holds_alternative<IpAddress>(d->host), c.is_address) << c.target;
+      EXPECT_EQ(c.is_address ? std::get<IpAddress>(d->host).to_string() : std::string(std::get<std::string_view>(d->host)), c.host);
+      EXPECT_EQ(to_hex(d->target), c.target);
+      EXPECT_EQ(as_text(d->data), "data");
+      // The head of an answer is the one of the question.
+      ByteVector answer;
+      encode_datagram_head(answer, d->target);
+      EXPECT_EQ(to_hex(answer), "000000" + std::string(c.target));
+      for (std::size_t n = 0; n < head; ++n) EXPECT_FALSE(parse_datagram(Bytes(in).first(n))) << n;
+      auto empty = parse_datagram(Bytes(in).first(head));
+      ASSERT_TRUE(empty);
+      EXPECT_TRUE(empty->data.empty());
+    }
+  }
+  ByteVector longest = unhex("00000003ff");
+  longest.resize(longest.size() + 255, 'x');
+  append(longest, unhex("0001"));
+  EXPECT_EQ(longest.size(), kDatagramHeadMax);
+  EXPECT_TRUE(parse_datagram(longest));
+}
+
 TEST(Socks5, Encoders) {
   ByteVector out;
   encode_method(out, Method::kPassword);

@@ -52,6 +52,7 @@ def test_udp():
             other.reaches(film)
             app.node.wait_peer(other.name)
             ways += [(other, app, app.node.dial("udp", to(ip, ECHO_UDP)), ip) for ip in other.ips]
+            ways += [(other, film, film.datagrams(ip), ip) for ip in other.ips]
         count = 0
         for where, opener, s, ip in ways:
             for size in (1, 2, 3, *range(10, 1200, 70), 1199, 1200):

@@ -304,6 +304,39 @@ print(s.recv(100).decode().strip())
         check(status != 0, f"{kind}: a wrong credential works: {text[-200:]}")
 
 
+def test_pysocks_udp():
+    """PySocks: datagrams over SOCKS5 (UDP ASSOCIATE) to names and addresses, with answers of whom was asked; a wrong credential is refused"""
+    w = World.get()
+    python = "/usr/bin/python3"
+    if subprocess.run([python, "-c", "import socks"], stderr=subprocess.DEVNULL).returncode != 0:
+        raise Skipped("PySocks is not installed (Debian package python3-socks)")
+    script = """
+import socket, socks, sys
+host, port, user, word, to_port, *targets = sys.argv[1:]
+s = socks.socksocket(socket.AF_INET, socket.SOCK_DGRAM)
+s.set_proxy(socks.SOCKS5, host, int(port), True, user, word)
+s.settimeout(5)
+for to in targets:
+    for size in (1, 500, 1232):
+        data = bytes([size % 251]) * size
+        for attempt in range(4):
+            s.sendto(data, (to, int(to_port)))
+            try:
+                got = s.recvfrom(2000)
+                break
+            except socket.timeout:
+                pass
+        source = got[1][0].decode() if isinstance(got[1][0], bytes) else got[1][0]
+        assert got[0] == data and (source, got[1][1]) == (to, int(to_port)), (to, size, got)
+    print(to)
+"""
+    targets = ["go", w.go.fqdn, w.go.v4, w.go.v6]
+    out = w.run(python, "-c", script, w.host, w.port, w.user, w.word, ECHO_UDP, *targets)
+    check(out.split() == targets, f"{out!r}")
+    status, text = w.try_run(python, "-c", script, w.host, str(w.port), w.user, "wrong", str(ECHO_UDP), "go")
+    check(status != 0 and "SOCKS5Auth" in text, f"a wrong credential: {text[-200:]}")
+
+
 def test_ffmpeg():
     """ffmpeg plays http:// URLs through the proxy (-http_proxy with the credential) and seeks; a wrong one is refused"""
     w = World.get()

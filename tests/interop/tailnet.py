@@ -143,7 +143,7 @@ class Member:
         return self._socks(1, host, port, seconds)[0]
 
     def datagrams(self, host, port=ECHO_UDP):
-        """Something with send, recv, fileno and close that exchanges datagrams with host:port through this member's proxy (Go's have UDP)."""
+        """Something with send, recv, fileno and close that exchanges datagrams with host:port through this member's proxy."""
         control, relay = self._socks(3, "0.0.0.0", 0, 20)
         with inside(self.space):
             s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)

@@ -8,6 +8,7 @@ import json
 import os
 import pwd
 import queue
+import select
 import shutil
 import signal
 import socket
@@ -326,6 +327,42 @@ def socks_connect(proxy, host, port, seconds=20):
     return socks_ask(s, 1, host, port)[0], s
 
 
+class SocksUdp:
+    """UDP ASSOCIATE (RFC 1928): `control` is its connection, `s` the socket for its datagrams, `relay` where they go."""
+
+    def __init__(self, proxy, seconds=20):
+        self.control = socks_login(proxy, seconds=seconds)
+        self.reply, host, port = socks_ask(self.control, 3, "0.0.0.0", 0)
+        self.relay = (host, port)
+        self.s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.s.bind(("127.0.0.1", 0))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.s.close()
+        self.control.close()
+
+    def send(self, host, port, data, fragment=0, s=None):
+        (s or self.s).sendto(bytes([0, 0, fragment]) + socks_address(host, port) + data, self.relay)
+
+    def echoes(self, host, port, data, seconds=10):
+        """An EchoUdp there answers, with a head that repeats the target. UDP may lose a datagram, so this asks again; then there
+        may be late answers to earlier questions."""
+        wanted = b"\0\0\0" + socks_address(host, port) + b"seen " + data
+        end = time.monotonic() + seconds * SLOW
+        came = None
+        while time.monotonic() < end:
+            self.send(host, port, data)
+            while select.select([self.s], [], [], 0.5 * SLOW)[0]:
+                came, source = self.s.recvfrom(65536)
+                check(source == self.relay, f"a datagram of {source}, not of the proxy")
+                if came == wanted:
+                    return
+        raise Failed(f"no answer of {host}:{port} to {data[:40]!r}; the last that came: {came and came[:60]!r}")
+
+
 def read_head(s):
     """An HTTP head, and what came with it; OSError when the connection ends before."""
     data = b""
@@ -390,6 +427,24 @@ class EchoServer:
                 s.sendall(first)
                 first = s.recv(65536)
         s.shutdown(socket.SHUT_WR)
+
+
+class EchoUdp:
+    """On loopback: answers 'seen ' and what came; keeps that, and the sources."""
+
+    def __init__(self):
+        self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.socket.bind(("127.0.0.1", 0))
+        self.port = self.socket.getsockname()[1]
+        self.sources, self.seen = set(), set()
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self):
+        while True:
+            data, source = self.socket.recvfrom(65536)
+            self.sources.add(source)
+            self.seen.add(data)
+            self.socket.sendto(b"seen " + data, source)
 
 
 def main(module):

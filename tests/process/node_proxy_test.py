@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
 """The loopback proxy and what goes through it when the other side, or the way, is not there; processes killed in mid-transfer."""
 import base64
+import contextlib
 import json
+import select
 import socket
 import sys
 import threading
@@ -10,13 +12,13 @@ import time
 from lab import *
 
 
-def pair(lab, remote, echo_port, *flags):
+def pair(lab, remote, echo_port, *flags, b_flags=()):
     """Two nodes of one account, the first with a proxy, the second exposing port 7."""
     lab.account(remote)
     a = lab.node("a", remote.url, lab.key(remote), "--socks5", "127.0.0.1:0", *flags)
     a.proxy = a.wait_event("socks5")
     a.wait_event("running")
-    b = lab.node("b", remote.url, lab.key(remote), "--expose", f"7=127.0.0.1:{echo_port}", "--expose", "9=127.0.0.1:1", *flags)
+    b = lab.node("b", remote.url, lab.key(remote), "--expose", f"7=127.0.0.1:{echo_port}", "--expose", "9=127.0.0.1:1", *flags, *b_flags)
     b.wait_event("running")
     a.wait_event("peers", match=lambda e: "b" in e["added"])
     return a, b
@@ -127,6 +129,85 @@ def test_commands_to_a_running_node():
         check(run("node", "logout", "--statedir", folder).returncode == 0, "logout")
         check(a.wait_exit() == 0, "a node that was logged out ends cleanly")
         refused(run("node", "run", "--statedir", folder, "--json", "--auth-key", "nonsense"), 1, "refused")
+
+
+def test_datagrams_through_the_proxy():
+    echo = EchoUdp()
+    with Lab() as lab:
+        remote = lab.remote()
+        ports = range(53, 93)  # more than the targets that one association keeps
+        a, b = pair(lab, remote, 1, b_flags=[word for port in ports for word in ("--expose", f"udp:{port}=127.0.0.1:{echo.port}")])
+        ips, own = (json.load(open(lab.path(n, "node.json")))["addresses"] for n in "ba")
+        hosts = ("b", "B", *ips)
+
+        def counted(name, n):
+            def now():
+                return json.loads(run("node", "status", "--statedir", lab.path("a"), "--json").stdout)["counters"]["proxied_datagrams"]
+            wait_for(lambda: now()[name] >= n, 10, f"{name} is {n}")
+            check(now()[name] == n, f"{name} is {n}: {now()}")
+
+        with SocksUdp(a.proxy) as u:
+            check(u.reply == 0 and u.relay[0] == "127.0.0.1" and u.relay[1] != 0, f"reply {u.reply}, datagrams to {u.relay}")
+            for host in hosts:
+                most = 1232 if ":" in host else 1252
+                u.echoes(host, 53, b"hello")
+                u.echoes(host, 53, b"")
+                u.echoes(host, 53, b"x" * (most - len("seen ")))
+                u.send(host, 53, b"x" * (most + 1))
+            counted("too_long", len(hosts))
+            check(len(echo.sources) == len(hosts), f"each target, as it is written, is a source of its own: {echo.sources}")
+
+            # What must not pass.
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as elsewhere:
+                other.bind(("127.0.0.1", 0))
+                elsewhere.bind(("127.0.0.2", 0))
+                for s in (other, elsewhere):
+                    u.send("b", 53, b"BAD", s=s)
+                counted("other_client", 2)
+                check(not select.select([other, elsewhere], [], [], 0)[0], "somebody else got a datagram")
+            for fragment in (1, 0x81):
+                u.send("b", 53, b"BAD", fragment=fragment)
+            counted("fragment", 2)
+            nowhere = ("no-such-device", "example.org", "100.99.99.99", "127.0.0.1", own[0])
+            for host in nowhere:
+                u.send(host, 53, b"BAD")
+            counted("unknown_target", len(nowhere))
+            u.s.sendto(b"\0\0\0\x01\x64", u.relay)
+            u.send("b", 0, b"BAD")
+            counted("bad_head", 2)
+            # A port where nobody listens: silence. Bytes on the connection: nothing.
+            u.send("b", 9, b"BAD")
+            u.control.sendall(b"x" * 10_000)
+            u.echoes("b", 53, b"on")
+            check(b"BAD" not in echo.seen, "what must be dropped came through")
+
+            for port in (*ports, ports[0]):
+                u.echoes(ips[0], port, b"to %d" % port)
+
+        def is_free():
+            with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+                s.bind(u.relay)
+                return True
+        wait_for(is_free, 10, "the port is free when the connection has ended")
+
+        # As many as there may be; one more when one has ended.
+        many = [SocksUdp(a.proxy) for _ in range(64)]
+        check(all(u.reply == 0 for u in many), f"replies {[u.reply for u in many]}")
+        with SocksUdp(a.proxy) as u:
+            check(u.reply == 1 and u.control.recv(1) == b"", f"one too many: reply {u.reply}")
+        many[-1].echoes("b", 53, b"the last one works")
+        many.pop(0).__exit__()
+
+        def one_more():
+            many.append(SocksUdp(a.proxy))
+            return many[-1].reply == 0
+        wait_for(one_more, 10, "an association after another has ended")
+        check(socks_connect(a.proxy, "b", 8)[0] == 5, "connections work beside them")
+        # The node ends with associations open.
+        a.stop()
+        for u in many:
+            check(u.reply != 0 or u.control.recv(1) == b"", "the connection ends with the node")
+            u.__exit__()
 
 
 class Download(threading.Thread):

@@ -1,29 +1,10 @@
 #!/usr/bin/env python3
 """Datagrams between real nodes: a program with libporthole.so in it, and `porthole node run --expose udp:`."""
 import select
-import socket
 import sys
-import threading
 
 import libporthole
 from lab import *
-
-
-class EchoUdp:
-    """On loopback: answers 'seen ' and what came, and keeps the sources."""
-
-    def __init__(self):
-        self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self.socket.bind(("127.0.0.1", 0))
-        self.port = self.socket.getsockname()[1]
-        self.sources = set()
-        threading.Thread(target=self._run, daemon=True).start()
-
-    def _run(self):
-        while True:
-            data, source = self.socket.recvfrom(65536)
-            self.sources.add(source)
-            self.socket.sendto(b"seen " + data, source)
 
 
 def asks(s, data, seconds=10):
