@@ -59,6 +59,12 @@ std::optional<int> understand(int argc, char** argv, porthole::app::Run& run) {
   } catch (const CLI::ParseError& e) {
     return fail(std::string(e.what()) + " (see --help)", 2);
   }
+  // Most often a variable of a script that was not set; no option means anything without a value.
+  for (const CLI::App* at = &app; at; at = at->get_subcommands().empty() ? nullptr : at->get_subcommands().front())
+    for (const CLI::Option* option : at->get_options())
+      if (!option->get_lnames().empty() && option->get_type_size() != 0)
+        for (const std::string& value : option->results())
+          if (value.empty()) return fail("--" + option->get_lnames().front() + " has an empty value (see --help)", 2);
   if (!run) return fail("nothing to do (see --help)", 2);
   return std::nullopt;
 }

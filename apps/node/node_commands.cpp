@@ -9,6 +9,7 @@
 #include <porthole/porthole.hpp>
 
 #include "cli/command.h"
+#include "control/http_fetch.h"
 #include "node/doctor.h"
 #include "node/node_socket.h"
 #include "node/queries.h"
@@ -79,6 +80,9 @@ int run_node(const RunOptions& o) {
     if (bad != std::errc() || stopped != end || port == 0) throw CommandError("--expose " + e + ": expected [udp:]TAILNET_PORT=ADDRESS:PORT", 2);
     exposes.push_back({udp, port, e.substr(eq + 1)});
   }
+  if (!o.node.control_url.empty())
+    if (auto url = control::ControlUrl::parse(o.node.control_url); !url)
+      throw CommandError("--login-server " + o.node.control_url + ": " + url.error().message, 2);
   Node node(o.node);
   if (std::getenv("PORTHOLE_LOG")) node.set_log_fd(STDERR_FILENO);
   // What the library calls invalid here was typed wrong.

@@ -120,7 +120,7 @@ TEST(CApi, AStartThatFailsSaysWhyAndLeavesNothingBehind) {
   expect_words(e, PORTHOLE_ERROR_INVALID, {"no coordination server"});
   o.control_url = "ftp://x";
   EXPECT_EQ(porthole_start(&o, &e), nullptr);
-  expect_words(e, PORTHOLE_ERROR_INVALID, {"ftp://x", "not a URL"});
+  expect_words(e, PORTHOLE_ERROR_INVALID, {"ftp://x", "URL"});
   o.control_url = kNobody;
   o.auth_key = "file:/no/such/key";
   EXPECT_EQ(porthole_start(&o, &e), nullptr);

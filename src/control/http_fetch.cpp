@@ -47,15 +47,18 @@ std::string_view FirstBytes::guess() const {
 
 Result<ControlUrl> ControlUrl::parse(std::string_view text) {
   const Error invalid{ErrorCode::kInvalid,
-                      "the control URL must look like https://control.example.com or http://host:port"};
+                      "it must look like https://control.example.com or http://host:port"};
   ControlUrl url;
-  if (text.starts_with("https://")) {
-    text.remove_prefix(8);
-  } else if (text.starts_with("http://")) {
+  auto scheme = [&](std::string_view name) {   // RFC 3986 3.1: in any case
+    const bool is = text.size() >= name.size() && std::equal(name.begin(), name.end(), text.begin(), [](char n, char c) {
+                      return n == (c >= 'A' && c <= 'Z' ? static_cast<char>(c + ('a' - 'A')) : c);
+                    });
+    if (is) text.remove_prefix(name.size());
+    return is;
+  };
+  if (!scheme("https://")) {
+    if (!scheme("http://")) return invalid;
     url.tls = false;
-    text.remove_prefix(7);
-  } else {
-    return invalid;
   }
   if (text.ends_with('/')) text.remove_suffix(1);
   std::string_view host = text, port;

@@ -194,11 +194,12 @@ void NodeRuntime::Loop::cancel_accept(std::uint64_t listener, const std::shared_
 void NodeRuntime::Loop::close_listener(std::uint64_t listener) {
   auto it = listeners_.find(listener);
   if (it == listeners_.end()) return;
-  for (auto& w : it->second.waiters) w->set(Error{ErrorCode::kCancelled, "the listener was closed"});
   for (SocketId s : it->second.ready) engine_->stack().abort(clock_.now, s);
-  std::uint64_t one = 1;  // whoever waits for it is told
-  [[maybe_unused]] ssize_t n = ::write(it->second.fd->get(), &one, sizeof one);
   engine_->stack().close(clock_.now, it->second.socket);
+  // Whoever waits for it is told when the port refuses already.
+  for (auto& w : it->second.waiters) w->set(Error{ErrorCode::kCancelled, "the listener was closed"});
+  std::uint64_t one = 1;
+  [[maybe_unused]] ssize_t n = ::write(it->second.fd->get(), &one, sizeof one);
   listener_of_.erase(it->second.socket);
   listeners_.erase(it);
 }

@@ -6,6 +6,7 @@
 
 #include <charconv>
 
+#include "control/http_fetch.h"
 #include "runtime/node_loop.h"
 
 namespace porthole::runtime {
@@ -80,7 +81,11 @@ Result<DialTarget> DialTarget::parse(const std::string& network, const std::stri
 
 Result<std::unique_ptr<NodeRuntime>> NodeRuntime::start(NodeOptions options) {
   if (options.state_dir.empty()) return Error{ErrorCode::kInvalid, "no state directory was given"};
-  while (options.control_url.ends_with('/')) options.control_url.pop_back();
+  if (!options.control_url.empty()) {
+    auto url = control::ControlUrl::parse(options.control_url);
+    if (!url) return Error{ErrorCode::kInvalid, "'" + options.control_url + "' is not a coordination server's URL: " + url.error().message};
+    options.control_url = url->to_string();   // two ways of writing it are one server
+  }
   auto dir = StateDir::open(options.state_dir);
   if (!dir) return dir.error();
   StateStore store(*dir);
@@ -89,6 +94,7 @@ Result<std::unique_ptr<NodeRuntime>> NodeRuntime::start(NodeOptions options) {
   NodeState state;
   if (*loaded) {
     state = std::move(**loaded);
+    if (auto url = control::ControlUrl::parse(state.control_url); url) state.control_url = url->to_string();
     if (!options.control_url.empty() && !state.control_url.empty() && options.control_url != state.control_url) {
       if (state.registered)
         return Error{ErrorCode::kInvalid, "the state directory " + options.state_dir + " belongs to a node of " + state.control_url +
@@ -102,8 +108,6 @@ Result<std::unique_ptr<NodeRuntime>> NodeRuntime::start(NodeOptions options) {
   if (!options.control_url.empty()) state.control_url = options.control_url;
   if (state.control_url.empty())
     return Error{ErrorCode::kInvalid, "no coordination server: give its URL once, it is remembered in " + options.state_dir};
-  if (!state.control_url.starts_with("http://") && !state.control_url.starts_with("https://"))
-    return Error{ErrorCode::kInvalid, "'" + state.control_url + "' is not a URL: it must begin with https:// (or http://)"};
   if (!options.hostname.empty()) state.hostname = clean_hostname(options.hostname);
   if (state.hostname.empty()) state.hostname = clean_hostname(host_name());
   if (options.ephemeral) state.ephemeral = true;

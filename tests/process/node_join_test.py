@@ -62,7 +62,10 @@ def test_servers_that_are_not_there():
         notice(lab.node("nowhere", "http://no-such-host.invalid", "k"), "no-such-host.invalid")
         reserved.close()
         refused(run("node", "run", "--statedir", lab.path("n1")), 1, "no coordination server")
-        refused(run("node", "run", "--statedir", lab.path("n2"), "--login-server", "tailnet.example"), 1, "not a URL", "https://")
+        for bad in ("tailnet.example", "ftp://tailnet.example", "https://", "https://127.0.0.1:99999", "https://tailnet.example/path", "bogus", ""):
+            refused(run("node", "run", "--statedir", lab.path("n2"), "--login-server", bad), 2, "--login-server", bad)
+        refused(run("node", "run", "--statedir", ""), 2, "--statedir")
+        check(not os.path.exists(lab.path("n2")), "a wrong URL made a state directory")
 
 
 def test_tls_and_plain_mixed_up():

@@ -122,7 +122,7 @@ def test_store_that_is_not_ours():
         check(ips == stored["addresses"], f"came back as {ips}, was {stored['addresses']}")
         again.stop()
         # The same server, written another way.
-        again = lab.node("n", remote.url + "/")
+        again = lab.node("n", remote.url.replace("http", "HTTP") + "/")
         again.wait_event("running")
         again.stop()
         # A directory that belongs to another tailnet.
