@@ -147,6 +147,7 @@ PORTHOLE_API int porthole_accept(porthole_listener* listener, int timeout_ms, in
 /* Readable while connections wait for porthole_accept (which then answers at once; with timeout_ms 0 it never blocks);
  * also once the listener or its node is closed. For poll() only; belongs to the listener. -1: closed. */
 PORTHOLE_API int porthole_listener_fd(porthole_listener* listener);
+/* When it returns, the port refuses; connections that were accepted go on. */
 PORTHOLE_API void porthole_listener_close(porthole_listener* listener);
 
 /* Receives and sends datagrams on a UDP port (0: any free one) of the node's tailnet addresses, IPv4 and IPv6, with

@@ -216,7 +216,10 @@ Result<NodeRuntime::Accepted> NodeRuntime::accept(std::uint64_t listener, int ti
 }
 
 void NodeRuntime::close_listener(std::uint64_t listener) {
-  loop_->post([l = loop_, listener] { l->close_listener(listener); });
+  (void)ask<bool>(loop_, [l = loop_, listener]() -> Result<bool> {
+    l->close_listener(listener);
+    return true;
+  });
 }
 
 Status NodeRuntime::expose(std::uint16_t port, const std::string& local_address, int max_connections) {
