@@ -211,7 +211,6 @@ void Stack::Impl::enter_time_wait(TcpConnection& c) {
     wait->ts_offset = c.ts_offset();
     wait->since = now_seen;
     wait->peer = &c.peer();
-    wait->serial = ++wait_serial_;
     return wait;
   };
   // At the bound the oldest goes (of all; a single peer's share is bounded by not entering beyond it).
@@ -220,16 +219,10 @@ void Stack::Impl::enter_time_wait(TcpConnection& c) {
     send_time_wait_ack(now_seen, *wait);
     return;
   }
-  while (time_wait_ >= kTimeWaitMax && !wait_order_.empty()) {
-    WaitEntry oldest = wait_order_.pop_front();
-    auto it = flows_.find(oldest.flow);
-    if (it == flows_.end()) continue;
-    auto* held = std::get_if<std::unique_ptr<TimeWait>>(&it->second);
-    if (held != nullptr && (*held)->serial == oldest.serial) remove_time_wait(it);
-  }
+  if (time_wait_ >= kTimeWaitMax) remove_time_wait(flows_.find(wait_order_.front()));
   auto wait = make();
   TimeWait& record = *wait;
-  wait_order_.push_back({c.flow(), record.serial});
+  record.place = wait_order_.insert(wait_order_.end(), c.flow());
   flows_[c.flow()] = std::move(wait);
   ++c.peer().time_wait;
   ++time_wait_;
@@ -241,6 +234,7 @@ void Stack::Impl::remove_time_wait(Flows::iterator it) {
   TimeWait& wait = *std::get<std::unique_ptr<TimeWait>>(it->second);
   --wait.peer->time_wait;
   --time_wait_;
+  wait_order_.erase(wait.place);
   flows_.erase(it);
 }
 
@@ -572,26 +566,18 @@ Deadline Stack::Impl::next_timeout() const {
 void Stack::Impl::schedule_housekeeping() {
   Instant due = std::min(trim_at_, reassembly_.next_timeout());
   if (!wait_order_.empty()) {
-    auto it = flows_.find(wait_order_.front().flow);
-    auto* wait = it != flows_.end() ? std::get_if<std::unique_ptr<TimeWait>>(&it->second) : nullptr;
-    due = std::min(due, wait != nullptr && (*wait)->serial == wait_order_.front().serial ? (*wait)->since + kTimeWaitTime
-                                                                                          : now_seen);
+    const auto& oldest = std::get<std::unique_ptr<TimeWait>>(flows_.at(wait_order_.front()));
+    due = std::min(due, oldest->since + kTimeWaitTime);
   }
   timers_.set(housekeeping_, due);
 }
 
 void Stack::Impl::housekeeping(Instant now) {
   while (!wait_order_.empty()) {
-    const WaitEntry& oldest = wait_order_.front();
-    auto it = flows_.find(oldest.flow);
-    auto* wait = it != flows_.end() ? std::get_if<std::unique_ptr<TimeWait>>(&it->second) : nullptr;
-    if (wait != nullptr && (*wait)->serial == oldest.serial) {
-      if ((*wait)->since + kTimeWaitTime > now) break;
-      remove_time_wait(it);
-    }
-    wait_order_.pop_front();
+    auto it = flows_.find(wait_order_.front());
+    if (std::get<std::unique_ptr<TimeWait>>(it->second)->since + kTimeWaitTime > now) break;
+    remove_time_wait(it);
   }
-  wait_order_.release_if_empty();
   std::size_t unfinished = reassembly_.size();
   reassembly_.expire(now, [&](const IpAddress& source, const IpAddress& destination, Bytes quote) {
     send_icmp_error(now, destination, source, wire::IcmpErrorToSend::kReassemblyTimeout, quote);
@@ -716,7 +702,7 @@ void Stack::Impl::check_invariants() const {
     if (std::holds_alternative<std::unique_ptr<HalfOpen>>(what)) ++half;
     if (std::holds_alternative<std::unique_ptr<TimeWait>>(what)) ++wait;
   }
-  PORTHOLE_ASSERT(half == half_open_ && wait == time_wait_);
+  PORTHOLE_ASSERT(half == half_open_ && wait == time_wait_ && wait == wait_order_.size());
   std::size_t peer_connections = 0;
   for (const auto& [address, peer] : peers_) peer_connections += peer.connections;
   PORTHOLE_ASSERT(peer_connections == connections_);

@@ -384,8 +384,7 @@ bool Stack::Impl::handle_time_wait(Instant now, Flows::iterator it, const wire::
   // The peer did not hear our last word.
   if (segment.has(kFin)) {
     wait.since = now;
-    wait.serial = ++wait_serial_;
-    wait_order_.push_back({it->first, wait.serial});
+    wait_order_.splice(wait_order_.end(), wait_order_, wait.place);
   }
   if (now - wait.last_ack >= kChallengeAckInterval || segment.has(kFin)) send_time_wait_ack(now, wait);
   return false;

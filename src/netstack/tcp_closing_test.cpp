@@ -129,6 +129,30 @@ TEST(TcpScript, AbortResetsAtSendNext) {
   EXPECT_EQ(s.stack.write(s.now, id, as_bytes("x")), 0u);
 }
 
+TEST(TcpScript, AFinRepeatedInTimeWaitCostsNoMemory) {
+  Script s;
+  for (int i = 0; i < 2; ++i) {                // two records, so that one is not always the oldest
+    s.peer_port = static_cast<std::uint16_t>(4000 + i);
+    SocketId id = s.accept();
+    s.stack.shutdown_write(s.now, id);
+    s.collect();
+    s.send(kFin | kAck, 1, s.iss + 2);
+    s.stack.close(s.now, id);
+    s.out.clear();
+  }
+  ASSERT_EQ(s.stack.memory().time_wait, 2u);
+  std::uint32_t iss = s.iss;
+  for (int i = 0; i < 1000; ++i) {             // collect() checks: one place in the queue for each record
+    s.wait(30ms);
+    s.send(kFin | kAck, 1, iss + 2);
+    s.out.clear();
+  }
+  s.wait(31s);                                 // the other one has ended, this one started anew with each
+  EXPECT_EQ(s.stack.memory().time_wait, 1u);
+  s.wait(30s);
+  EXPECT_EQ(s.stack.memory().time_wait, 0u);
+}
+
 TEST(TcpScript, TimeWaitGivesWayToANewerConnection) {
   Script s;
   SocketId id = s.accept();
