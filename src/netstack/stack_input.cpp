@@ -52,7 +52,12 @@ void Stack::Impl::handle_packet(Instant now, Bytes bytes) {
   if (packet.fragmented && !packet.fragment.atomic()) {
     Reassembly::Outcome outcome = reassembly_.add(now, packet);
     if (outcome.drop) drop(*outcome.drop);
-    if (outcome.complete) dispatch(now, packet, outcome.protocol, outcome.payload);
+    if (outcome.complete) {
+      // Errors quote the beginning of the datagram, which is seldom in the piece that came last.
+      wire::IpPacket whole = packet;
+      whole.whole = outcome.quote;
+      dispatch(now, whole, outcome.protocol, outcome.payload);
+    }
     schedule_housekeeping();
     return;
   }
