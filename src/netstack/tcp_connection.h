@@ -236,6 +236,8 @@ class TcpConnection {
 
   // tcp_input.cpp
   void handle_syn_sent(Instant now, const wire::TcpSegment& segment);
+  // SYN-RECEIVED is over: our SYN was acknowledged, the peer's window is `window` bytes.
+  void synchronized(Instant now, std::uint64_t sequence, std::uint64_t window);
   void receive_data(Instant now, std::uint64_t sequence, Bytes data, bool fin);
   void receive_out_of_order(std::uint64_t start, Bytes data);
   void fin_reached(Instant now);

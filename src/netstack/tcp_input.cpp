@@ -32,6 +32,16 @@ void TcpConnection::handle_segment(Instant now, const wire::TcpSegment& segment)
     }
   }
 
+  // Two SYNs that crossed: the peer's SYN again, now with an acknowledgment of ours, stands before the window but is the
+  // ACK that is waited for (RFC 9293 3.10.7.4). Its window is not scaled (RFC 7323 2.2), and what it measured is not known:
+  // it may have left before our second SYN.
+  if (state_ == TcpState::kSynReceived && segment.has(kSyn) && segment.has(kAck) && !reset && sequence == irs_ &&
+      unwrap_sequence(snd_una_, segment.acknowledgment) == iss_ + 1) {
+    last_received_ = now;
+    synchronized(now, sequence, segment.window);
+    return;
+  }
+
   // The window that was advertised counts, not the one we would give now. A segment at either edge is let through to
   // ACK processing: a sender probing a closed window must get an answer and may carry news.
   if (sequence + length < rcv_nxt_ || sequence > right_edge_ || (length > 0 && sequence + length <= rcv_nxt_)) {
@@ -88,16 +98,8 @@ void TcpConnection::handle_segment(Instant now, const wire::TcpSegment& segment)
       host_.send_control(refuse);
       return;
     }
-    snd_una_ = ack;
     if (!syn_resent_) update_rtt(now, now - syn_sent_);
-    established(now);
-    host_.raise(*this, SocketEventKind::kConnected);
-    if (fin_queued_) enter(TcpState::kFinWait1);
-    snd_wl1_ = sequence;
-    snd_wl2_ = ack;
-    snd_wnd_ = static_cast<std::uint64_t>(segment.window) << peer_shift_;
-    max_snd_wnd_ = snd_wnd_;
-    host_.want_send(*this);
+    synchronized(now, sequence, static_cast<std::uint64_t>(segment.window) << peer_shift_);
   }
 
   if (!handle_ack(now, segment, sequence)) return;
@@ -113,6 +115,17 @@ void TcpConnection::handle_segment(Instant now, const wire::TcpSegment& segment)
     measure_receive_rtt(now, segment);
     receive_data(now, sequence, segment.data, segment.has(kFin));
   }
+}
+
+void TcpConnection::synchronized(Instant now, std::uint64_t sequence, std::uint64_t window) {
+  snd_una_ = iss_ + 1;
+  established(now);
+  host_.raise(*this, SocketEventKind::kConnected);
+  if (fin_queued_) enter(TcpState::kFinWait1);
+  snd_wl1_ = sequence;
+  snd_wl2_ = snd_una_;
+  snd_wnd_ = max_snd_wnd_ = window;
+  host_.want_send(*this);
 }
 
 void TcpConnection::handle_syn_sent(Instant now, const wire::TcpSegment& segment) {
