@@ -71,6 +71,7 @@ void TcpConnection::set_peer_mss(std::uint16_t mss) {
 
 void TcpConnection::update_segment_size() {
   std::size_t mtu = static_cast<std::size_t>(host_.config.mtu);
+  path_mtu_ = peer_.path_mtu;
   if (peer_.path_mtu != 0) mtu = std::min(mtu, static_cast<std::size_t>(peer_.path_mtu));
   std::size_t mss = std::min<std::size_t>(peer_mss_, mtu - ip_header_size() - wire::kTcpHeaderSize);
   std::size_t size = mss - (ts_on_ ? 12u : 0u);
@@ -415,6 +416,8 @@ void TcpConnection::handle_too_big(Instant now, std::uint32_t sequence, int mtu)
   if (finished()) return;
   std::uint64_t quoted = unwrap_sequence(snd_una_, sequence);
   if (quoted < snd_una_ || quoted >= snd_nxt_) return;
+  // Only ever less (RFC 8201 4): more is found out by forgetting.
+  if (peer_.path_mtu != 0 && now < peer_.path_mtu_until && mtu > peer_.path_mtu) return;
   peer_.path_mtu = mtu;
   peer_.path_mtu_until = now + kPathMtuLifetime;
   update_segment_size();

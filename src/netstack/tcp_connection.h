@@ -308,6 +308,7 @@ class TcpConnection {
   std::uint8_t peer_shift_ = 0;
   std::uint16_t peer_mss_ = 0;
   std::uint32_t segment_ = 536;       // SMSS: data bytes in a full segment
+  int path_mtu_ = 0;                  // peer_.path_mtu as `segment_` has it
   std::uint32_t ts_offset_ = 0, ts_recent_ = 0;
   Instant ts_recent_time_;
   Instant opened_;
@@ -328,7 +329,7 @@ class TcpConnection {
   Instant syn_sent_;
   Instant next_send_;                 // pacing
   Instant pace_deadline_ = Instant::max();
-  Instant last_sent_;
+  Instant last_sent_;                 // data; zero: not since the window was made up for a silence
 
   // Recovery.
   std::unique_ptr<CongestionController> cc_;

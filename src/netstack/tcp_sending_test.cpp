@@ -3,6 +3,7 @@
 
 #include "netstack/limits.h"
 #include "netstack/script_harness.h"
+#include "netstack/spec_constants.h"
 
 namespace porthole::netstack {
 namespace {
@@ -353,6 +354,35 @@ TEST(TcpScript, KeepaliveFindsADeadPeer) {
   EXPECT_EQ(s.last_event.error.code, ErrorCode::kTimeout);
 }
 
+TEST(TcpScript, ASilenceHalvesTheWindowOnce) {
+  Script s;
+  SocketId id = s.accept();
+  std::uint32_t acked = s.iss + 1;
+  for (int i = 0; i < 100 && s.stack.info(id).cwnd < 100'000; ++i) {
+    write(s, id, 100'000);
+    s.wait(1ms);
+    for (s.ts_value += 50; auto seen = s.next();) acked = std::max(acked, seen->tcp.sequence + static_cast<std::uint32_t>(seen->tcp.data.size()));
+    s.send(kAck, 1, acked, 0, 4096);
+  }
+  while (s.stack.info(id).unacked > 0 || s.stack.info(id).unsent > 0) {
+    s.wait(1ms);
+    while (auto seen = s.next()) acked = std::max(acked, seen->tcp.sequence + static_cast<std::uint32_t>(seen->tcp.data.size()));
+    s.send(kAck, 1, acked, 0, 4096);
+  }
+  const std::uint64_t before = s.stack.info(id).cwnd;
+  ASSERT_GE(before, 100'000u);
+  s.wait(10s);
+  ByteVector data(5000);
+  ASSERT_EQ(s.stack.write(s.now, id, data), data.size());
+  for (int i = 0; i < 20; ++i) {
+    VectorSink full(0);
+    s.stack.produce(s.now, full);
+    s.now = s.now + 100ms;
+  }
+  EXPECT_GE(s.stack.info(id).cwnd, before / 2 - 1228);
+  EXPECT_LE(s.stack.info(id).cwnd, before / 2 + 1228);
+}
+
 TEST(TcpScript, PathMtuIsBelievedOnlyForOwnData) {
   Script s;
   SocketId id = s.accept();
@@ -383,6 +413,26 @@ TEST(TcpScript, PathMtuIsBelievedOnlyForOwnData) {
     EXPECT_LE(seen->ip.whole.size(), 1000u);
     EXPECT_TRUE(wire::tcp_checksum_ok(seen->ip.payload, kA4, kB4));
   }
+  too_big(s.iss + 1, 1200);                    // more than is known already
+  EXPECT_EQ(s.stack.info(id).max_segment, 948u);
+  s.send(kAck, 1, s.iss + 12281);
+  // Another connection the same way does not have to be told.
+  s.peer_port = 4001;
+  SocketId other = s.accept();
+  EXPECT_EQ(s.stack.info(other).max_segment, 948u);
+  // After ten minutes it is tried again (RFC 8201 4), by all of them.
+  s.wait(kPathMtuLifetime - 1s);
+  s.out.clear();
+  write(s, other, 5000);
+  EXPECT_EQ(s.out[0].size(), 1000u);
+  s.send(kAck, 1, s.iss + 5001);
+  s.wait(2s);
+  s.out.clear();
+  write(s, other, 5000);
+  EXPECT_EQ(s.out[0].size(), 1280u);
+  s.out.clear();
+  write(s, id, 5000);
+  EXPECT_EQ(s.out[0].size(), 1280u);
 }
 
 TEST(TcpScript, IcmpUnreachableEndsOnlyAConnect) {
