@@ -44,6 +44,11 @@ inline constexpr Duration kLossFreezeMax = 1s;        // no loss marks after a c
 inline constexpr Duration kUnreachableRtoMax = 5s;  // while the path layer has no path
 inline constexpr Duration kOrphanLinger = 60s;      // closed by the app and no progress
 inline constexpr Duration kZeroWindowReset = 60s;   // closed window without a read, only under pressure
+// Data came and then nothing more: after this long, and twice this long, the peer is asked whether it still knows the
+// connection. Who only receives would otherwise hear of a peer's restart after the keepalive's idle time. A pair of small
+// packets for each time data stopped: connections that are merely idle send nothing.
+inline constexpr Duration kQuietProbe = 3s;
+inline constexpr int kQuietProbes = 2;
 
 // Acknowledgments.
 inline constexpr Duration kDelayedAck = 25ms;

@@ -129,6 +129,47 @@ TEST(TcpScript, AbortResetsAtSendNext) {
   EXPECT_EQ(s.stack.write(s.now, id, as_bytes("x")), 0u);
 }
 
+TEST(TcpScript, AHalfClosedConnectionEndsWhenNothingMoves) {
+  ConnectOptions options;
+  options.half_closed_timeout = 10min;
+  for (bool by_peer : {false, true}) {
+    Script s;
+    SocketId id = s.accept();
+    s.stack.set_options(s.now, id, options);
+    s.wait(1h);                                // open both ways: as long as it likes
+    if (by_peer) {
+      s.send(kFin | kAck, 1, s.iss + 1);
+    } else {
+      s.stack.shutdown_write(s.now, id);
+      s.collect();
+      s.send(kAck, 1, s.iss + 2);
+    }
+    std::uint32_t seq = 1, ack = s.iss + (by_peer ? 1 : 2);
+    for (int i = 0; i < 3; ++i) {              // the other direction is used
+      s.wait(9min);
+      if (by_peer) {
+        write(s, id, 10);
+        s.send(kAck, 2, ack += 10);
+      } else {
+        s.send(kAck, seq, ack, 10);
+        seq += 10;
+        if (i < 2) read_all(s, id);
+      }
+    }
+    // What was not read is not idle, however long the reader pauses.
+    if (!by_peer) {
+      s.wait(30min);
+      read_all(s, id);
+    }
+    s.wait(9min);
+    EXPECT_FALSE(s.has_event(SocketEventKind::kReset));
+    s.wait(2min);
+    ASSERT_TRUE(s.has_event(SocketEventKind::kReset));
+    EXPECT_EQ(s.last_event.error.code, ErrorCode::kTimeout);
+    s.stack.close(s.now, id);
+  }
+}
+
 TEST(TcpScript, AFinRepeatedInTimeWaitCostsNoMemory) {
   Script s;
   for (int i = 0; i < 2; ++i) {                // two records, so that one is not always the oldest

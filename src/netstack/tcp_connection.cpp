@@ -178,6 +178,7 @@ void TcpConnection::shutdown_write(Instant now) {
     default: return;
   }
   fin_queued_ = true;
+  half_closed_ = now;
   want_writable_ = false;
   update_life_timer(now);
   host_.want_send(*this);
@@ -314,7 +315,9 @@ void TcpConnection::update_life_timer(Instant now) {
         consider(std::max(last_progress_, opened_) + options_.user_timeout);
       if (options_.keepalive && snd_una_ == snd_nxt_) {
         consider(last_received_ + options_.keepalive_idle + options_.keepalive_interval * keepalive_sent_);
+        consider(quiet_probe_due());
       }
+      consider(half_closed_end(now));
       if (want_writable_ && write_end_ == snd_una_) consider(now + 100ms);
   }
   life_deadline_ = due;
@@ -353,11 +356,38 @@ void TcpConnection::handle_life_timer(Instant now) {
       return;
     }
     ++keepalive_sent_;
-    keepalive_due_ = true;
-    host_.want_send(*this);
+    send_keepalive();
+  }
+  if (options_.keepalive && snd_una_ == snd_nxt_ && now >= quiet_probe_due()) {
+    ++quiet_probes_;
+    send_keepalive();
+    if (quiet_probes_ > 1) host_.unanswered_by(peer_);   // the tunnel's session may be the one that the peer has lost
+  }
+  if (now >= half_closed_end(now)) {
+    send_reset(snd_nxt_, true);
+    fail(ErrorCode::kTimeout);
+    return;
   }
   maybe_writable();
   update_life_timer(now);
+}
+
+Instant TcpConnection::quiet_probe_due() const {
+  return data_came_ && quiet_probes_ < kQuietProbes ? last_received_ + kQuietProbe * (quiet_probes_ + 1) : Instant::max();
+}
+
+void TcpConnection::send_keepalive() {
+  keepalive_due_ = true;
+  host_.want_send(*this);
+}
+
+Instant TcpConnection::half_closed_end(Instant now) const {
+  bool half = state_ == TcpState::kFinWait1 || state_ == TcpState::kFinWait2 || state_ == TcpState::kCloseWait;
+  if (!half || app_gone_ || options_.half_closed_timeout == Duration::zero()) return Instant::max();
+  // What waits for its reader, here or there, is not idle.
+  bool waiting = readable() > 0 || snd_una_ < std::max(write_end_, snd_nxt_);
+  Instant since = waiting ? now : std::max({half_closed_, last_read_, last_progress_});
+  return since + options_.half_closed_timeout;
 }
 
 // RFC 6298's second is for a round trip that nobody knows.
@@ -389,6 +419,12 @@ void TcpConnection::path_changed(Instant now, PathChange kind) {
         resends_ = persist_unanswered_ = 0;
         if (black_hole_until_ != Instant()) black_hole_until_ = now;   // it was the outage
         recovery_deadline_ = std::min(recovery_deadline_, now);
+      }
+      // Perhaps with a peer that knows nothing of this connection any more. Only those ask that data came to since they
+      // last had an answer: idle ones would all send at once.
+      if (data_came_ && snd_una_ == snd_nxt_) {
+        quiet_probes_ = std::max(quiet_probes_, 1);
+        send_keepalive();
       }
       break;
   }

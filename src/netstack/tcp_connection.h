@@ -224,6 +224,10 @@ class TcpConnection {
   void send_reset(std::uint64_t sequence, bool with_ack);
   void update_life_timer(Instant now);
   void handle_life_timer(Instant now);
+  Instant quiet_probe_due() const;
+  void send_keepalive();
+  // When the half-closed connection is to end unless something moves.
+  Instant half_closed_end(Instant now) const;
   std::uint32_t ts_now(Instant now) const {
     return static_cast<std::uint32_t>(now.ns() / 1'000'000) + ts_offset_;
   }
@@ -412,7 +416,10 @@ class TcpConnection {
   // Life.
   Instant life_deadline_ = Instant::max();
   int keepalive_sent_ = 0;
+  bool data_came_ = false;            // since the peer last answered a probe (with keepalive on)
+  int quiet_probes_ = 0;              // sent and not answered, see kQuietProbe
   Instant fin_wait2_since_;
+  Instant half_closed_;               // the latest FIN, ours or the peer's
 
   // Figures for info().
   std::uint64_t bytes_sent_ = 0, bytes_resent_ = 0, bytes_received_ = 0;

@@ -84,6 +84,10 @@ void TcpConnection::handle_segment(Instant now, const wire::TcpSegment& segment)
     keepalive_sent_ = 0;
     update_life_timer(now);
   }
+  if (quiet_probes_ != 0) {
+    quiet_probes_ = 0;
+    data_came_ = false;
+  }
 
   if (state_ == TcpState::kSynReceived) {
     std::uint64_t ack = unwrap_sequence(snd_una_, segment.acknowledgment);
@@ -111,6 +115,10 @@ void TcpConnection::handle_segment(Instant now, const wire::TcpSegment& segment)
       send_reset(snd_nxt_, true);
       finish(TcpState::kClosed);
       return;
+    }
+    if (options_.keepalive && !data_came_ && !segment.data.empty()) {
+      data_came_ = true;
+      update_life_timer(now);
     }
     measure_receive_rtt(now, segment);
     receive_data(now, sequence, segment.data, segment.has(kFin));
@@ -302,6 +310,7 @@ void TcpConnection::push_duplicate_ack() {
 void TcpConnection::fin_reached(Instant now) {
   ++rcv_nxt_;
   fin_received_ = true;
+  half_closed_ = now;
   ooo_.reset();
   receive_queue_.drop_from(rcv_nxt_ - 1);
   ack_now_ = true;

@@ -227,6 +227,7 @@ bool TcpConnection::send_new(Instant now, PacketSink& sink, std::size_t size, bo
     fin_sent_ = true;
   }
   note_sent(now, segment);
+  if (sent_.empty()) last_progress_ = now;   // nothing was waiting before: the time of the oldest byte starts now
   SentSegments::Id id = sent_.append(segment);
   sent_.link_newest(id);
   sent_[id].in_flight = static_cast<std::uint32_t>(std::min<std::uint64_t>(pipe(), 0xffffffffu));

@@ -354,6 +354,71 @@ TEST(TcpScript, KeepaliveFindsADeadPeer) {
   EXPECT_EQ(s.last_event.error.code, ErrorCode::kTimeout);
 }
 
+TEST(TcpScript, DataThatStopsIsAskedAfterOnceAndForABusyPeerOnly) {
+  ConnectOptions o;
+  o.keepalive = true;
+  auto is_probe = [](Script& s) {
+    auto seen = s.next();
+    return seen && seen->tcp.sequence == s.iss && seen->tcp.data.empty() && s.quiet();
+  };
+  Script s;
+  SocketId id = s.accept();
+  s.stack.set_options(s.now, id, o);
+  s.wait(1min);
+  s.stack.path_changed(s.now, kB4, PathChange::kReachable);
+  s.collect();
+  EXPECT_TRUE(s.quiet());                      // nothing came: nothing to ask
+  for (std::uint32_t seq : {1u, 11u}) {
+    s.send(kAck, seq, s.iss + 1, 10);
+    s.wait(kQuietProbe - 1ms);
+    s.out.clear();
+    s.wait(2ms);
+    EXPECT_TRUE(is_probe(s));
+    s.send(kAck, seq + 10, s.iss + 1);
+    s.wait(1h);                                // answered, so only new data asks again
+    s.stack.path_changed(s.now, kB4, PathChange::kReachable);
+    s.collect();
+    EXPECT_TRUE(s.quiet());
+  }
+  // No answer: once more, and the tunnel hears of it; then when the way opens, as often as it does.
+  s.send(kAck, 21, s.iss + 1, 10);
+  s.wait(kQuietProbe - 1ms);
+  s.out.clear();
+  s.wait(2ms);
+  EXPECT_TRUE(is_probe(s));
+  EXPECT_TRUE(s.stack.take_unanswered().empty());
+  s.wait(kQuietProbe);
+  EXPECT_TRUE(is_probe(s));
+  EXPECT_EQ(s.stack.take_unanswered(), std::vector<IpAddress>{kB4});
+  s.wait(1min);
+  EXPECT_TRUE(s.quiet());
+  for (int i = 0; i < 2; ++i) {
+    s.stack.path_changed(s.now, kB4, PathChange::kReachable);
+    s.collect();
+    EXPECT_TRUE(is_probe(s));
+  }
+  s.send(kRst, 31, 0);                         // a new life of the peer
+  ASSERT_TRUE(s.has_event(SocketEventKind::kReset));
+  EXPECT_EQ(s.last_event.error.code, ErrorCode::kReset);
+}
+
+TEST(TcpScript, TheUserTimeoutCountsFromTheOldestByteNotFromTheLastAnswer) {
+  Script s;
+  SocketId id = s.accept();
+  ConnectOptions o;
+  o.user_timeout = 120s;
+  s.stack.set_options(s.now, id, o);
+  write(s, id, 10);
+  s.send(kAck, 1, s.iss + 11);
+  s.wait(10min);
+  write(s, id, 10);
+  s.wait(119s);
+  EXPECT_FALSE(s.has_event(SocketEventKind::kReset));
+  s.wait(2s);
+  ASSERT_TRUE(s.has_event(SocketEventKind::kReset));
+  EXPECT_EQ(s.last_event.error.code, ErrorCode::kTimeout);
+}
+
 TEST(TcpScript, ASilenceHalvesTheWindowOnce) {
   Script s;
   SocketId id = s.accept();
