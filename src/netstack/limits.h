@@ -15,6 +15,9 @@ inline constexpr std::size_t kPooledChunksMax = (16u << 20) / kChunkSize;
 inline constexpr Duration kPoolTrimInterval = 1s;
 // Share of all buffers that only handshakes, ACKs and in-order data of nearly empty connections may use.
 inline constexpr std::size_t kMemoryReservePercent = 5;
+// Of the memory limit, for what one peer's connections hold: while others hold something, and alone. The rest stays for
+// those who come next: it is more than what the levels below refuse a new one.
+inline constexpr std::size_t kPeerSharePercent = 50, kLonePeerSharePercent = 75;
 // Pressure levels in percent of the memory limit.
 inline constexpr std::size_t kPressureNoGrowth = 60, kPressureNoHandshake = 80, kPressureRenege = 90,
                              kPressureEvict = 95;

@@ -162,11 +162,17 @@ void Stack::Impl::set_addresses(std::span<const IpAddress> addresses) {
 
 // ---- the life of a connection in the tables
 
-void Stack::Impl::settle(TcpConnection& c) {
-  std::size_t bytes = c.buffer_bytes();
-  c.peer().buffer_bytes += bytes;
-  c.peer().buffer_bytes -= c.accounted_bytes;
+void Stack::Impl::account(TcpConnection& c, std::size_t bytes) {
+  Peer& peer = c.peer();
+  if (peer.buffer_bytes > 0) --buffering_peers;
+  peer.buffer_bytes += bytes;
+  peer.buffer_bytes -= c.accounted_bytes;
   c.accounted_bytes = bytes;
+  if (peer.buffer_bytes > 0) ++buffering_peers;
+}
+
+void Stack::Impl::settle(TcpConnection& c) {
+  account(c, c.buffer_bytes());
   if (!c.finished()) {
     timers_.set(c.timer, c.next_timer());
     return;
@@ -190,8 +196,7 @@ void Stack::Impl::settle(TcpConnection& c) {
 
 void Stack::Impl::remove_connection(TcpConnection& c) {
   if (last_connection_ == &c) last_connection_ = nullptr;
-  c.peer().buffer_bytes -= c.accounted_bytes;
-  c.accounted_bytes = 0;
+  account(c, 0);
   timers_.remove(c.timer);
   std::erase(touched_, &c);
   free_slot(c.id());
@@ -703,9 +708,12 @@ void Stack::Impl::check_invariants() const {
     if (std::holds_alternative<std::unique_ptr<TimeWait>>(what)) ++wait;
   }
   PORTHOLE_ASSERT(half == half_open_ && wait == time_wait_ && wait == wait_order_.size());
-  std::size_t peer_connections = 0;
-  for (const auto& [address, peer] : peers_) peer_connections += peer.connections;
-  PORTHOLE_ASSERT(peer_connections == connections_);
+  std::size_t peer_connections = 0, buffering = 0;
+  for (const auto& [address, peer] : peers_) {
+    peer_connections += peer.connections;
+    if (peer.buffer_bytes > 0) ++buffering;
+  }
+  PORTHOLE_ASSERT(peer_connections == connections_ && buffering == buffering_peers);
 }
 
 // ---- the public face

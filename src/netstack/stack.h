@@ -38,7 +38,7 @@ enum class CongestionAlgorithm : std::uint8_t { kCubic };
 
 struct StackConfig {
   int mtu = 1280;  // bytes of an inner packet, 1280..9000
-  // All buffers of all sockets together, reassembly included. A tenth of a phone's memory: 16 MiB; a desktop: 256 MiB.
+  // All buffers of all sockets together, reassembly included; runtime gives at most an eighth of the memory there is.
   std::size_t memory_max = std::size_t{256} << 20;
   std::size_t receive_buffer_start = 256u << 10;  // per connection; tuned up to receive_buffer_max by what the app reads
   std::size_t receive_buffer_max = 8u << 20;

@@ -146,6 +146,8 @@ class Stack::Impl final : public TcpHost {
   Peer* peer_for(const IpAddress& address);
   void release_peers();
   void remove_connection(TcpConnection& connection);
+  // The connection holds `bytes` now.
+  void account(TcpConnection& connection, std::size_t bytes);
   void enter_time_wait(TcpConnection& connection);
   std::uint32_t initial_sequence(Instant now, const FlowKey& flow) const;
   std::uint32_t timestamp_offset(const IpAddress& local, const IpAddress& remote) const;

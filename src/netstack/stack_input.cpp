@@ -93,6 +93,7 @@ void Stack::Impl::handle_tcp(Instant now, const wire::IpPacket& packet, Bytes pa
   FlowKey flow = FlowKey::of(packet.destination, segment.destination_port, packet.source, segment.source_port);
   if (last_connection_ != nullptr && flow == last_flow_) {
     last_connection_->handle_segment(now, segment);
+    account(*last_connection_, last_connection_->buffer_bytes());
     return;
   }
   auto it = flows_.find(flow);
@@ -106,6 +107,7 @@ void Stack::Impl::handle_tcp(Instant now, const wire::IpPacket& packet, Bytes pa
     last_flow_ = flow;
     last_connection_ = &c;
     c.handle_segment(now, segment);
+    account(c, c.buffer_bytes());   // at once: a batch may bring each of 64 connections a chunk
   } else if (std::holds_alternative<std::unique_ptr<HalfOpen>>(it->second)) {
     handle_half_open(now, it, segment);
   } else {

@@ -115,8 +115,8 @@ std::size_t TcpConnection::writable() const {
 
 std::size_t TcpConnection::write(Instant now, Bytes data) {
   std::size_t room = std::min(data.size(), writable());
-  // One peer may not hold everything: three quarters, and nobody may above the last mark.
-  if (peer_.buffer_bytes > host_.pool.limit() / 4 * 3 || host_.pool.pressure_percent() > kPressureEvict) room = 0;
+  // One peer may not hold everything, and nobody may above the last mark.
+  if (share_spent() || host_.pool.pressure_percent() > kPressureEvict) room = 0;
   std::size_t taken = send_queue_.write(write_end_, data.first(room));
   write_end_ += taken;
   if (taken < data.size() && !fin_queued_ && !app_gone_) {

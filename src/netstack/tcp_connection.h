@@ -72,6 +72,7 @@ class TcpHost {
   ChunkPool pool;
   Counters counters;
   std::vector<IpAddress> unanswered;    // see Stack::take_unanswered()
+  std::size_t buffering_peers = 0;      // peers whose connections hold chunks
 
   virtual void raise(TcpConnection& connection, SocketEventKind kind) = 0;
   virtual void want_ack(TcpConnection& connection) = 0;
@@ -164,6 +165,11 @@ class TcpConnection {
   std::size_t out_of_order_bytes() const { return ooo_ ? static_cast<std::size_t>(ooo_->bytes()) : 0; }
   void drop_out_of_order();
   bool stalled_reader(Instant now) const;
+  // The peer's connections hold all that one peer may: what would need more memory for it has to wait.
+  bool share_spent() const {
+    const std::size_t held = peer_.buffer_bytes - accounted_bytes + buffer_bytes();
+    return held >= host_.pool.limit() / 100 * (host_.buffering_peers > 1 ? kPeerSharePercent : kLonePeerSharePercent);
+  }
   // For the TIME-WAIT record.
   std::uint64_t send_next() const { return snd_nxt_; }
   std::uint64_t receive_next() const { return rcv_nxt_; }

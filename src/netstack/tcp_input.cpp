@@ -226,9 +226,11 @@ void TcpConnection::receive_data(Instant now, std::uint64_t start, Bytes data, b
     return;
   }
   if (!data.empty()) {
+    // What came early is given up for what is due, or it could hold the share for ever.
+    if (share_spent()) drop_out_of_order();
     // An almost empty connection may go into the reserve: it is what keeps everybody alive under pressure.
     bool reserve = receive_queue_.chunk_count() == 0;
-    std::size_t taken = receive_queue_.write(rcv_nxt_, data, reserve);
+    std::size_t taken = share_spent() ? 0 : receive_queue_.write(rcv_nxt_, data, reserve);
     if (taken < data.size()) {
       host_.drop(Drop::kTcpMemory);
       fin = false;
@@ -269,7 +271,7 @@ void TcpConnection::receive_out_of_order(std::uint64_t start, Bytes data) {
     receive_queue_.drop_from(std::max(ooo_->last_end(), rcv_nxt_));
   }
   bool room = ooo_->bytes() + data.size() <= limit && ooo_->intervals().size() < kOutOfOrderIntervalsMax &&
-              host_.pool.pressure_percent() <= kPressureRenege;
+              host_.pool.pressure_percent() <= kPressureRenege && !share_spent();
   if (room) {
     std::size_t taken = receive_queue_.write(start, data);
     if (taken < data.size()) {
