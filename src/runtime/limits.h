@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 #include "base/time.h"
 
@@ -18,6 +19,10 @@ constexpr int kForwardKeepaliveProbes = 5;
 constexpr Duration kForwardUserTimeout = 120s;
 // A program that closed its side and forgot the other would hold both for ever.
 constexpr Duration kForwardHalfClosed = 10min;
+
+// The netstack's share of the memory there is, at most what StackConfig says; less than the floor would not hold one fast
+// connection.
+constexpr std::uint64_t kStackMemoryShare = 8, kStackMemoryMin = 8u << 20;
 
 // What fits into one packet of the tailnet (MTU 1280) behind the IP and UDP headers.
 constexpr std::size_t kDatagramMaxV4 = 1280 - 20 - 8, kDatagramMaxV6 = 1280 - 40 - 8;
