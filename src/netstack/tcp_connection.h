@@ -208,6 +208,7 @@ class TcpConnection {
     bool duplicate_reported = false;      // DSACK
     wire::SackBlock duplicate;
     bool resent_delivered = false;
+    std::optional<std::uint32_t> ts_echo; // while what is delivered was acknowledged in sequence: when that was sent
     Duration rtt_oldest{};                // of never-resent segments
     Duration rtt_newest{};
     // Rate sample of the segment sent last among those delivered.

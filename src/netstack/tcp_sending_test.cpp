@@ -279,6 +279,27 @@ TEST(TcpScript, EifelUndoesASpuriousTimeout) {
 }
 
 // Pacing may hold a resend back until the original arrives after all: nothing was lost.
+TEST(TcpScript, AnOriginalThatComesAfterItsResendAccusesNobody) {
+  Script s;
+  SocketId id = s.accept();
+  write(s, id, 5 * 1228);
+  ASSERT_EQ(s.out.size(), 5u);
+  const std::uint32_t base = s.iss + 1, sent_at = s.next()->tcp.options.ts_value;
+  s.out.clear();
+  s.now = s.now + 10ms;
+  s.send_sack(1, base, {{base + 1228, base + 4 * 1228}}, 512);
+  ASSERT_EQ(s.next()->tcp.sequence, base);     // the first is taken for lost, the last is not
+  s.out.clear();
+  s.now = s.now + 15ms;
+  // The first as it was sent at first, by the time it echoes. That the resend is so fast must not count against the last
+  // one, which left before it and is as late.
+  s.ts_echo = sent_at;
+  s.send(kAck, 1, base + 4 * 1228, 0, 512);
+  EXPECT_EQ(s.stack.info(id).undone, 1u);
+  EXPECT_EQ(s.stack.info(id).recoveries, 1u);
+  EXPECT_TRUE(s.quiet());
+}
+
 TEST(TcpScript, ARecoveryWithoutAnyResendIsUndone) {
   Script s;
   SocketId id = s.accept();
