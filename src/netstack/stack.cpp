@@ -105,7 +105,7 @@ Peer* Stack::Impl::peer_for(const IpAddress& address) {
 void Stack::Impl::release_peers() {
   std::erase_if(peers_, [](const auto& entry) {
     const Peer& p = entry.second;
-    return p.connections == 0 && p.half_open.empty() && p.time_wait == 0 && !p.blocked && !p.relayed && !p.unreachable;
+    return p.held == 0 && p.half_open.empty() && p.time_wait == 0 && !p.blocked && !p.relayed && !p.unreachable;
   });
 }
 
@@ -197,6 +197,7 @@ void Stack::Impl::settle(TcpConnection& c) {
 void Stack::Impl::remove_connection(TcpConnection& c) {
   if (last_connection_ == &c) last_connection_ = nullptr;
   account(c, 0);
+  --c.peer().held;
   timers_.remove(c.timer);
   std::erase(touched_, &c);
   free_slot(c.id());
@@ -323,6 +324,7 @@ Result<SocketId> Stack::Impl::connect(Instant now, const Endpoint& to, const Con
   flows_[flow] = &c;
   ++connections_;
   ++peer->connections;
+  ++peer->held;
   ++counters.tcp_connects;
   settle(c);
   return *id;

@@ -343,6 +343,7 @@ void Stack::Impl::handle_half_open(Instant now, Flows::iterator it, const wire::
   flows_[flow] = &c;
   ++connections_;
   ++peer.connections;
+  ++peer.held;
   listener->ready.push_back(*id);
   ++listener->ready_count;
   raise(listener_id, SocketEventKind::kAcceptable);

@@ -170,6 +170,29 @@ TEST(TcpScript, AHalfClosedConnectionEndsWhenNothingMoves) {
   }
 }
 
+TEST(TcpScript, AnEndedConnectionKeepsItsPeerWhileTheAppHoldsIt) {
+  Script s;
+  SocketId id = s.accept();
+  s.send(kFin | kAck, 1, s.iss + 1, 100);
+  s.stack.shutdown_write(s.now, id);
+  s.collect();
+  s.send(kAck, 102, s.iss + 2);
+  ASSERT_TRUE(s.has_event(SocketEventKind::kClosed));
+  // So many others that room must be made; nothing of the kind looks at the app's socket.
+  s.ts = false;
+  for (std::uint32_t i = 0; i <= kPeersMax; ++i) {
+    s.peer = IpAddress::v4(100, 65, static_cast<std::uint8_t>(i >> 8), static_cast<std::uint8_t>(i));
+    if (i >> 16 != 0) s.peer = IpAddress::v4(100, 66, 0, 0);
+    ByteVector packet = s.build(kAck, 1, 1);
+    MutBytes view(packet);
+    s.stack.handle_packets(s.now, {&view, 1});
+  }
+  s.collect();
+  EXPECT_EQ(s.stack.readable(id), 100u);
+  s.stack.close(s.now, id);
+  s.collect();
+}
+
 TEST(TcpScript, AFinRepeatedInTimeWaitCostsNoMemory) {
   Script s;
   for (int i = 0; i < 2; ++i) {                // two records, so that one is not always the oldest

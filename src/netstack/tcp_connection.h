@@ -37,6 +37,7 @@ class TcpConnection;
 struct Peer {
   IpAddress address;
   std::size_t connections = 0, time_wait = 0;
+  std::size_t held = 0;                  // connections that refer to this, ended ones that the app has not let go among them
   std::vector<FlowKey> half_open;        // oldest first; at most kHalfOpenPerPeerMax
   std::size_t buffer_bytes = 0;          // of its connections
   bool blocked = false;                  // the tunnel has no session
