@@ -79,6 +79,13 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   inject(wire::tcp_flag::kAck, 1, base, 0, 512, {});
   step();
   id = stack.accept(listener).value_or(0);
+  if ((setup & 16) != 0) {
+    ConnectOptions options;
+    options.keepalive = true;
+    options.user_timeout = 120s;
+    options.half_closed_timeout = 10min;
+    stack.set_options(now, id, options);
+  }
   std::uint8_t chunk[4096] = {};
   while (in.remaining() > 0) {
     std::uint8_t op = in.u8();

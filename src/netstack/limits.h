@@ -15,6 +15,9 @@ inline constexpr std::size_t kPooledChunksMax = (16u << 20) / kChunkSize;
 inline constexpr Duration kPoolTrimInterval = 1s;
 // Share of all buffers that only handshakes, ACKs and in-order data of nearly empty connections may use.
 inline constexpr std::size_t kMemoryReservePercent = 5;
+// Of the memory limit, for what one peer's connections hold: while others hold something, and alone. The rest stays for
+// those who come next: it is more than what the levels below refuse a new one.
+inline constexpr std::size_t kPeerSharePercent = 50, kLonePeerSharePercent = 75;
 // Pressure levels in percent of the memory limit.
 inline constexpr std::size_t kPressureNoGrowth = 60, kPressureNoHandshake = 80, kPressureRenege = 90,
                              kPressureEvict = 95;
@@ -47,6 +50,11 @@ inline constexpr Duration kRefusalPatience = 2500ms;
 inline constexpr Duration kUnreachableRtoMax = 5s;  // while the path layer has no path
 inline constexpr Duration kOrphanLinger = 60s;      // closed by the app and no progress
 inline constexpr Duration kZeroWindowReset = 60s;   // closed window without a read, only under pressure
+// Data came and then nothing more: after this long, and twice this long, the peer is asked whether it still knows the
+// connection. Who only receives would otherwise hear of a peer's restart after the keepalive's idle time. A pair of small
+// packets for each time data stopped: connections that are merely idle send nothing.
+inline constexpr Duration kQuietProbe = 3s;
+inline constexpr int kQuietProbes = 2;
 
 // Acknowledgments.
 inline constexpr Duration kDelayedAck = 25ms;

@@ -113,6 +113,7 @@ Reassembly::Outcome Reassembly::add(Instant now, const wire::IpPacket& packet) {
   out.protocol = entry.protocol;
   charge(packet.source, -static_cast<std::ptrdiff_t>(entry.data.size()));
   out.payload = std::move(entry.data);
+  out.quote = std::move(entry.quote);
   entry.data.clear();
   erase(it);
   return out;

@@ -23,6 +23,7 @@ class Reassembly {
     bool complete = false;
     std::uint8_t protocol = 0;
     ByteVector payload;
+    ByteVector quote;                // its first piece with its header, cut to what an ICMP error quotes
   };
   // One fragment that is not atomic.
   Outcome add(Instant now, const wire::IpPacket& packet);

@@ -106,7 +106,7 @@ Peer* Stack::Impl::peer_for(const IpAddress& address) {
 void Stack::Impl::release_peers() {
   std::erase_if(peers_, [](const auto& entry) {
     const Peer& p = entry.second;
-    return p.connections == 0 && p.half_open.empty() && p.time_wait == 0 && !p.blocked && !p.relayed && !p.unreachable;
+    return p.held == 0 && p.half_open.empty() && p.time_wait == 0 && !p.blocked && !p.relayed && !p.unreachable;
   });
 }
 
@@ -163,11 +163,17 @@ void Stack::Impl::set_addresses(std::span<const IpAddress> addresses) {
 
 // ---- the life of a connection in the tables
 
-void Stack::Impl::settle(TcpConnection& c) {
-  std::size_t bytes = c.buffer_bytes();
-  c.peer().buffer_bytes += bytes;
-  c.peer().buffer_bytes -= c.accounted_bytes;
+void Stack::Impl::account(TcpConnection& c, std::size_t bytes) {
+  Peer& peer = c.peer();
+  if (peer.buffer_bytes > 0) --buffering_peers;
+  peer.buffer_bytes += bytes;
+  peer.buffer_bytes -= c.accounted_bytes;
   c.accounted_bytes = bytes;
+  if (peer.buffer_bytes > 0) ++buffering_peers;
+}
+
+void Stack::Impl::settle(TcpConnection& c) {
+  account(c, c.buffer_bytes());
   if (!c.finished()) {
     timers_.set(c.timer, c.next_timer());
     return;
@@ -191,8 +197,8 @@ void Stack::Impl::settle(TcpConnection& c) {
 
 void Stack::Impl::remove_connection(TcpConnection& c) {
   if (last_connection_ == &c) last_connection_ = nullptr;
-  c.peer().buffer_bytes -= c.accounted_bytes;
-  c.accounted_bytes = 0;
+  account(c, 0);
+  --c.peer().held;
   timers_.remove(c.timer);
   std::erase(touched_, &c);
   free_slot(c.id());
@@ -212,7 +218,6 @@ void Stack::Impl::enter_time_wait(TcpConnection& c) {
     wait->ts_offset = c.ts_offset();
     wait->since = now_seen;
     wait->peer = &c.peer();
-    wait->serial = ++wait_serial_;
     return wait;
   };
   // At the bound the oldest goes (of all; a single peer's share is bounded by not entering beyond it).
@@ -221,16 +226,10 @@ void Stack::Impl::enter_time_wait(TcpConnection& c) {
     send_time_wait_ack(now_seen, *wait);
     return;
   }
-  while (time_wait_ >= kTimeWaitMax && !wait_order_.empty()) {
-    WaitEntry oldest = wait_order_.pop_front();
-    auto it = flows_.find(oldest.flow);
-    if (it == flows_.end()) continue;
-    auto* held = std::get_if<std::unique_ptr<TimeWait>>(&it->second);
-    if (held != nullptr && (*held)->serial == oldest.serial) remove_time_wait(it);
-  }
+  if (time_wait_ >= kTimeWaitMax) remove_time_wait(flows_.find(wait_order_.front()));
   auto wait = make();
   TimeWait& record = *wait;
-  wait_order_.push_back({c.flow(), record.serial});
+  record.place = wait_order_.insert(wait_order_.end(), c.flow());
   flows_[c.flow()] = std::move(wait);
   ++c.peer().time_wait;
   ++time_wait_;
@@ -242,6 +241,7 @@ void Stack::Impl::remove_time_wait(Flows::iterator it) {
   TimeWait& wait = *std::get<std::unique_ptr<TimeWait>>(it->second);
   --wait.peer->time_wait;
   --time_wait_;
+  wait_order_.erase(wait.place);
   flows_.erase(it);
 }
 
@@ -325,6 +325,7 @@ Result<SocketId> Stack::Impl::connect(Instant now, const Endpoint& to, const Con
   flows_[flow] = &c;
   ++connections_;
   ++peer->connections;
+  ++peer->held;
   ++counters.tcp_connects;
   settle(c);
   return *id;
@@ -573,26 +574,18 @@ Deadline Stack::Impl::next_timeout() const {
 void Stack::Impl::schedule_housekeeping() {
   Instant due = std::min(trim_at_, reassembly_.next_timeout());
   if (!wait_order_.empty()) {
-    auto it = flows_.find(wait_order_.front().flow);
-    auto* wait = it != flows_.end() ? std::get_if<std::unique_ptr<TimeWait>>(&it->second) : nullptr;
-    due = std::min(due, wait != nullptr && (*wait)->serial == wait_order_.front().serial ? (*wait)->since + kTimeWaitTime
-                                                                                          : now_seen);
+    const auto& oldest = std::get<std::unique_ptr<TimeWait>>(flows_.at(wait_order_.front()));
+    due = std::min(due, oldest->since + kTimeWaitTime);
   }
   timers_.set(housekeeping_, due);
 }
 
 void Stack::Impl::housekeeping(Instant now) {
   while (!wait_order_.empty()) {
-    const WaitEntry& oldest = wait_order_.front();
-    auto it = flows_.find(oldest.flow);
-    auto* wait = it != flows_.end() ? std::get_if<std::unique_ptr<TimeWait>>(&it->second) : nullptr;
-    if (wait != nullptr && (*wait)->serial == oldest.serial) {
-      if ((*wait)->since + kTimeWaitTime > now) break;
-      remove_time_wait(it);
-    }
-    wait_order_.pop_front();
+    auto it = flows_.find(wait_order_.front());
+    if (std::get<std::unique_ptr<TimeWait>>(it->second)->since + kTimeWaitTime > now) break;
+    remove_time_wait(it);
   }
-  wait_order_.release_if_empty();
   std::size_t unfinished = reassembly_.size();
   reassembly_.expire(now, [&](const IpAddress& source, const IpAddress& destination, Bytes quote) {
     send_icmp_error(now, destination, source, wire::IcmpErrorToSend::kReassemblyTimeout, quote);
@@ -727,10 +720,13 @@ void Stack::Impl::check_invariants() const {
     if (std::holds_alternative<std::unique_ptr<HalfOpen>>(what)) ++half;
     if (std::holds_alternative<std::unique_ptr<TimeWait>>(what)) ++wait;
   }
-  PORTHOLE_ASSERT(half == half_open_ && wait == time_wait_);
-  std::size_t peer_connections = 0;
-  for (const auto& [address, peer] : peers_) peer_connections += peer.connections;
-  PORTHOLE_ASSERT(peer_connections == connections_);
+  PORTHOLE_ASSERT(half == half_open_ && wait == time_wait_ && wait == wait_order_.size());
+  std::size_t peer_connections = 0, buffering = 0;
+  for (const auto& [address, peer] : peers_) {
+    peer_connections += peer.connections;
+    if (peer.buffer_bytes > 0) ++buffering;
+  }
+  PORTHOLE_ASSERT(peer_connections == connections_ && buffering == buffering_peers);
 }
 
 // ---- the public face

@@ -38,7 +38,7 @@ enum class CongestionAlgorithm : std::uint8_t { kCubic };
 
 struct StackConfig {
   int mtu = 1280;  // bytes of an inner packet, 1280..9000
-  // All buffers of all sockets together, reassembly included. A tenth of a phone's memory: 16 MiB; a desktop: 256 MiB.
+  // All buffers of all sockets together, reassembly included; runtime gives at most an eighth of the memory there is.
   std::size_t memory_max = std::size_t{256} << 20;
   std::size_t receive_buffer_start = 256u << 10;  // per connection; tuned up to receive_buffer_max by what the app reads
   std::size_t receive_buffer_max = 8u << 20;
@@ -51,11 +51,15 @@ struct ConnectOptions {
   Duration timeout = 30s;           // until kConnectFailed(kTimeout); the tunnel's own handshake counts inside it
   std::uint16_t local_port = 0;     // 0: an ephemeral one
   bool nodelay = true;              // false: Nagle (RFC 9293 3.7.4)
+  // Besides the probes named here, two early ones when data stops coming (kQuietProbe), and one when the way to the peer
+  // opens again: a peer that restarted meanwhile answers with a reset.
   bool keepalive = false;
   Duration keepalive_idle = 2h;
   Duration keepalive_interval = 75s;
   int keepalive_probes = 9;
   Duration user_timeout = Duration::zero();       // abort when data stays unacknowledged this long; 0: 15 resends
+  // kReset (kTimeout) when one direction is closed, nothing waits in the other and no byte moved for this long; 0: never.
+  Duration half_closed_timeout = Duration::zero();
   std::size_t notsent_low_water = 0;              // bytes of unsent data that write() accepts; 0: tuned, 100 ms of rate
 };
 

@@ -285,6 +285,24 @@ TEST(StackFragments, AnyOrderBothFamilies) {
   }
 }
 
+TEST(StackFragments, AnErrorQuotesTheBeginningOfTheDatagram) {
+  for (bool v6 : {false, true}) {
+    Script s;
+    IpAddress peer = v6 ? kB6 : kB4, own = v6 ? kA6 : kA4;
+    for (const auto& piece : fragments(peer, own, 17, udp_payload({peer, 5}, {own, 53}, ByteVector(3000)), 1200))
+      s.inject(piece);
+    ASSERT_EQ(s.out.size(), 1u);                 // nobody listens there
+    auto ip = parsed(s.out[0]);
+    auto error = wire::parse_icmp(ip.payload, ip.source, ip.destination);
+    ASSERT_TRUE(error);
+    EXPECT_EQ(error->kind, wire::IcmpKind::kUnreachablePort);
+    const std::size_t udp = v6 ? 48 : 20;        // behind the headers of a first fragment
+    ASSERT_GE(error->body.size(), udp + 8);
+    EXPECT_EQ(load_be<std::uint16_t>(&error->body[udp]), 5);
+    EXPECT_EQ(load_be<std::uint16_t>(&error->body[udp + 2]), 53);
+  }
+}
+
 TEST(StackFragments, OverlapKillsTheDatagram) {
   for (bool v6 : {false, true}) {
     Script s;

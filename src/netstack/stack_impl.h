@@ -5,6 +5,7 @@
 //   stack_datagram.cpp  UDP, ICMP, ping
 #pragma once
 
+#include <list>
 #include <map>
 #include <unordered_map>
 #include <variant>
@@ -111,9 +112,9 @@ class Stack::Impl final : public TcpHost {
     std::uint32_t snd_nxt = 0, rcv_nxt = 0;
     bool timestamps = false;
     std::uint32_t ts_recent = 0, ts_offset = 0;
-    std::uint64_t serial = 0;
     Instant since, last_ack;
     Peer* peer = nullptr;
+    std::list<FlowKey>::iterator place;   // in wait_order_
   };
   using Flow = std::variant<TcpConnection*, std::unique_ptr<HalfOpen>, std::unique_ptr<TimeWait>>;
   using Flows = std::unordered_map<FlowKey, Flow, FlowHash>;
@@ -146,6 +147,8 @@ class Stack::Impl final : public TcpHost {
   Peer* peer_for(const IpAddress& address);
   void release_peers();
   void remove_connection(TcpConnection& connection);
+  // The connection holds `bytes` now.
+  void account(TcpConnection& connection, std::size_t bytes);
   void enter_time_wait(TcpConnection& connection);
   std::uint32_t initial_sequence(Instant now, const FlowKey& flow) const;
   std::uint32_t timestamp_offset(const IpAddress& local, const IpAddress& remote) const;
@@ -200,12 +203,9 @@ class Stack::Impl final : public TcpHost {
   std::map<std::uint16_t, std::vector<Listener*>> listeners_by_port_;
   std::map<std::uint16_t, std::vector<UdpSocket*>> udp_by_port_;
   std::map<std::uint16_t, Ping*> pings_by_id_;
-  struct WaitEntry {
-    FlowKey flow;
-    std::uint64_t serial = 0;
-  };
-  Ring<WaitEntry> wait_order_;
-  std::uint64_t wait_serial_ = 0;
+  // One entry for each TIME-WAIT record, the one that ends first in front: a record moves in here, it is never entered
+  // twice, so that the bound of the records bounds this whatever a peer repeats.
+  std::list<FlowKey> wait_order_;
   std::uint64_t port_counter_ = 0;
   std::uint32_t fragment_id_ = 0;
 

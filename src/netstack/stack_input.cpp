@@ -52,7 +52,12 @@ void Stack::Impl::handle_packet(Instant now, Bytes bytes) {
   if (packet.fragmented && !packet.fragment.atomic()) {
     Reassembly::Outcome outcome = reassembly_.add(now, packet);
     if (outcome.drop) drop(*outcome.drop);
-    if (outcome.complete) dispatch(now, packet, outcome.protocol, outcome.payload);
+    if (outcome.complete) {
+      // Errors quote the beginning of the datagram, which is seldom in the piece that came last.
+      wire::IpPacket whole = packet;
+      whole.whole = outcome.quote;
+      dispatch(now, whole, outcome.protocol, outcome.payload);
+    }
     schedule_housekeeping();
     return;
   }
@@ -88,6 +93,7 @@ void Stack::Impl::handle_tcp(Instant now, const wire::IpPacket& packet, Bytes pa
   FlowKey flow = FlowKey::of(packet.destination, segment.destination_port, packet.source, segment.source_port);
   if (last_connection_ != nullptr && flow == last_flow_) {
     last_connection_->handle_segment(now, segment);
+    account(*last_connection_, last_connection_->buffer_bytes());
     return;
   }
   auto it = flows_.find(flow);
@@ -101,6 +107,7 @@ void Stack::Impl::handle_tcp(Instant now, const wire::IpPacket& packet, Bytes pa
     last_flow_ = flow;
     last_connection_ = &c;
     c.handle_segment(now, segment);
+    account(c, c.buffer_bytes());   // at once: a batch may bring each of 64 connections a chunk
   } else if (std::holds_alternative<std::unique_ptr<HalfOpen>>(it->second)) {
     handle_half_open(now, it, segment);
   } else {
@@ -336,6 +343,7 @@ void Stack::Impl::handle_half_open(Instant now, Flows::iterator it, const wire::
   flows_[flow] = &c;
   ++connections_;
   ++peer.connections;
+  ++peer.held;
   listener->ready.push_back(*id);
   ++listener->ready_count;
   raise(listener_id, SocketEventKind::kAcceptable);
@@ -384,8 +392,7 @@ bool Stack::Impl::handle_time_wait(Instant now, Flows::iterator it, const wire::
   // The peer did not hear our last word.
   if (segment.has(kFin)) {
     wait.since = now;
-    wait.serial = ++wait_serial_;
-    wait_order_.push_back({it->first, wait.serial});
+    wait_order_.splice(wait_order_.end(), wait_order_, wait.place);
   }
   if (now - wait.last_ack >= kChallengeAckInterval || segment.has(kFin)) send_time_wait_ack(now, wait);
   return false;

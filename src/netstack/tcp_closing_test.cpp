@@ -129,6 +129,94 @@ TEST(TcpScript, AbortResetsAtSendNext) {
   EXPECT_EQ(s.stack.write(s.now, id, as_bytes("x")), 0u);
 }
 
+TEST(TcpScript, AHalfClosedConnectionEndsWhenNothingMoves) {
+  ConnectOptions options;
+  options.half_closed_timeout = 10min;
+  for (bool by_peer : {false, true}) {
+    Script s;
+    SocketId id = s.accept();
+    s.stack.set_options(s.now, id, options);
+    s.wait(1h);                                // open both ways: as long as it likes
+    if (by_peer) {
+      s.send(kFin | kAck, 1, s.iss + 1);
+    } else {
+      s.stack.shutdown_write(s.now, id);
+      s.collect();
+      s.send(kAck, 1, s.iss + 2);
+    }
+    std::uint32_t seq = 1, ack = s.iss + (by_peer ? 1 : 2);
+    for (int i = 0; i < 3; ++i) {              // the other direction is used
+      s.wait(9min);
+      if (by_peer) {
+        write(s, id, 10);
+        s.send(kAck, 2, ack += 10);
+      } else {
+        s.send(kAck, seq, ack, 10);
+        seq += 10;
+        if (i < 2) read_all(s, id);
+      }
+    }
+    // What was not read is not idle, however long the reader pauses.
+    if (!by_peer) {
+      s.wait(30min);
+      read_all(s, id);
+    }
+    s.wait(9min);
+    EXPECT_FALSE(s.has_event(SocketEventKind::kReset));
+    s.wait(2min);
+    ASSERT_TRUE(s.has_event(SocketEventKind::kReset));
+    EXPECT_EQ(s.last_event.error.code, ErrorCode::kTimeout);
+    s.stack.close(s.now, id);
+  }
+}
+
+TEST(TcpScript, AnEndedConnectionKeepsItsPeerWhileTheAppHoldsIt) {
+  Script s;
+  SocketId id = s.accept();
+  s.send(kFin | kAck, 1, s.iss + 1, 100);
+  s.stack.shutdown_write(s.now, id);
+  s.collect();
+  s.send(kAck, 102, s.iss + 2);
+  ASSERT_TRUE(s.has_event(SocketEventKind::kClosed));
+  // So many others that room must be made; nothing of the kind looks at the app's socket.
+  s.ts = false;
+  for (std::uint32_t i = 0; i <= kPeersMax; ++i) {
+    s.peer = IpAddress::v4(100, 65, static_cast<std::uint8_t>(i >> 8), static_cast<std::uint8_t>(i));
+    if (i >> 16 != 0) s.peer = IpAddress::v4(100, 66, 0, 0);
+    ByteVector packet = s.build(kAck, 1, 1);
+    MutBytes view(packet);
+    s.stack.handle_packets(s.now, {&view, 1});
+  }
+  s.collect();
+  EXPECT_EQ(s.stack.readable(id), 100u);
+  s.stack.close(s.now, id);
+  s.collect();
+}
+
+TEST(TcpScript, AFinRepeatedInTimeWaitCostsNoMemory) {
+  Script s;
+  for (int i = 0; i < 2; ++i) {                // two records, so that one is not always the oldest
+    s.peer_port = static_cast<std::uint16_t>(4000 + i);
+    SocketId id = s.accept();
+    s.stack.shutdown_write(s.now, id);
+    s.collect();
+    s.send(kFin | kAck, 1, s.iss + 2);
+    s.stack.close(s.now, id);
+    s.out.clear();
+  }
+  ASSERT_EQ(s.stack.memory().time_wait, 2u);
+  std::uint32_t iss = s.iss;
+  for (int i = 0; i < 1000; ++i) {             // collect() checks: one place in the queue for each record
+    s.wait(30ms);
+    s.send(kFin | kAck, 1, iss + 2);
+    s.out.clear();
+  }
+  s.wait(31s);                                 // the other one has ended, this one started anew with each
+  EXPECT_EQ(s.stack.memory().time_wait, 1u);
+  s.wait(30s);
+  EXPECT_EQ(s.stack.memory().time_wait, 0u);
+}
+
 TEST(TcpScript, TimeWaitGivesWayToANewerConnection) {
   Script s;
   SocketId id = s.accept();

@@ -71,6 +71,7 @@ void TcpConnection::set_peer_mss(std::uint16_t mss) {
 
 void TcpConnection::update_segment_size() {
   std::size_t mtu = static_cast<std::size_t>(host_.config.mtu);
+  path_mtu_ = peer_.path_mtu;
   if (peer_.path_mtu != 0) mtu = std::min(mtu, static_cast<std::size_t>(peer_.path_mtu));
   std::size_t mss = std::min<std::size_t>(peer_mss_, mtu - ip_header_size() - wire::kTcpHeaderSize);
   std::size_t size = mss - (ts_on_ ? 12u : 0u);
@@ -114,8 +115,8 @@ std::size_t TcpConnection::writable() const {
 
 std::size_t TcpConnection::write(Instant now, Bytes data) {
   std::size_t room = std::min(data.size(), writable());
-  // One peer may not hold everything: three quarters, and nobody may above the last mark.
-  if (peer_.buffer_bytes > host_.pool.limit() / 4 * 3 || host_.pool.pressure_percent() > kPressureEvict) room = 0;
+  // One peer may not hold everything, and nobody may above the last mark.
+  if (share_spent() || host_.pool.pressure_percent() > kPressureEvict) room = 0;
   std::size_t taken = send_queue_.write(write_end_, data.first(room));
   write_end_ += taken;
   if (taken < data.size() && !fin_queued_ && !app_gone_) {
@@ -177,6 +178,7 @@ void TcpConnection::shutdown_write(Instant now) {
     default: return;
   }
   fin_queued_ = true;
+  half_closed_ = now;
   want_writable_ = false;
   update_life_timer(now);
   host_.want_send(*this);
@@ -313,7 +315,9 @@ void TcpConnection::update_life_timer(Instant now) {
         consider(std::max(last_progress_, opened_) + options_.user_timeout);
       if (options_.keepalive && snd_una_ == snd_nxt_) {
         consider(last_received_ + options_.keepalive_idle + options_.keepalive_interval * keepalive_sent_);
+        consider(quiet_probe_due());
       }
+      consider(half_closed_end(now));
       if (want_writable_ && write_end_ == snd_una_) consider(now + 100ms);
   }
   life_deadline_ = due;
@@ -352,11 +356,38 @@ void TcpConnection::handle_life_timer(Instant now) {
       return;
     }
     ++keepalive_sent_;
-    keepalive_due_ = true;
-    host_.want_send(*this);
+    send_keepalive();
+  }
+  if (options_.keepalive && snd_una_ == snd_nxt_ && now >= quiet_probe_due()) {
+    ++quiet_probes_;
+    send_keepalive();
+    if (quiet_probes_ > 1) host_.unanswered_by(peer_);   // the tunnel's session may be the one that the peer has lost
+  }
+  if (now >= half_closed_end(now)) {
+    send_reset(snd_nxt_, true);
+    fail(ErrorCode::kTimeout);
+    return;
   }
   maybe_writable();
   update_life_timer(now);
+}
+
+Instant TcpConnection::quiet_probe_due() const {
+  return data_came_ && quiet_probes_ < kQuietProbes ? last_received_ + kQuietProbe * (quiet_probes_ + 1) : Instant::max();
+}
+
+void TcpConnection::send_keepalive() {
+  keepalive_due_ = true;
+  host_.want_send(*this);
+}
+
+Instant TcpConnection::half_closed_end(Instant now) const {
+  bool half = state_ == TcpState::kFinWait1 || state_ == TcpState::kFinWait2 || state_ == TcpState::kCloseWait;
+  if (!half || app_gone_ || options_.half_closed_timeout == Duration::zero()) return Instant::max();
+  // What waits for its reader, here or there, is not idle.
+  bool waiting = readable() > 0 || snd_una_ < std::max(write_end_, snd_nxt_);
+  Instant since = waiting ? now : std::max({half_closed_, last_read_, last_progress_});
+  return since + options_.half_closed_timeout;
 }
 
 // RFC 6298's second is for a round trip that nobody knows.
@@ -388,6 +419,12 @@ void TcpConnection::path_changed(Instant now, PathChange kind) {
         resends_ = persist_unanswered_ = 0;
         if (black_hole_until_ != Instant()) black_hole_until_ = now;   // it was the outage
         recovery_deadline_ = std::min(recovery_deadline_, now);
+      }
+      // Perhaps with a peer that knows nothing of this connection any more. Only those ask that data came to since they
+      // last had an answer: idle ones would all send at once.
+      if (data_came_ && snd_una_ == snd_nxt_) {
+        quiet_probes_ = std::max(quiet_probes_, 1);
+        send_keepalive();
       }
       break;
   }
@@ -421,6 +458,8 @@ void TcpConnection::handle_too_big(Instant now, std::uint32_t sequence, int mtu)
   if (finished()) return;
   std::uint64_t quoted = unwrap_sequence(snd_una_, sequence);
   if (quoted < snd_una_ || quoted >= snd_nxt_) return;
+  // Only ever less (RFC 8201 4): more is found out by forgetting.
+  if (peer_.path_mtu != 0 && now < peer_.path_mtu_until && mtu > peer_.path_mtu) return;
   peer_.path_mtu = mtu;
   peer_.path_mtu_until = now + kPathMtuLifetime;
   update_segment_size();

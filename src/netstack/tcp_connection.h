@@ -37,6 +37,7 @@ class TcpConnection;
 struct Peer {
   IpAddress address;
   std::size_t connections = 0, time_wait = 0;
+  std::size_t held = 0;                  // connections that refer to this, ended ones that the app has not let go among them
   std::vector<FlowKey> half_open;        // oldest first; at most kHalfOpenPerPeerMax
   std::size_t buffer_bytes = 0;          // of its connections
   bool blocked = false;                  // the tunnel has no session
@@ -72,6 +73,7 @@ class TcpHost {
   ChunkPool pool;
   Counters counters;
   std::vector<IpAddress> unanswered;    // see Stack::take_unanswered()
+  std::size_t buffering_peers = 0;      // peers whose connections hold chunks
 
   virtual void raise(TcpConnection& connection, SocketEventKind kind) = 0;
   virtual void want_ack(TcpConnection& connection) = 0;
@@ -165,6 +167,11 @@ class TcpConnection {
   std::size_t out_of_order_bytes() const { return ooo_ ? static_cast<std::size_t>(ooo_->bytes()) : 0; }
   void drop_out_of_order();
   bool stalled_reader(Instant now) const;
+  // The peer's connections hold all that one peer may: what would need more memory for it has to wait.
+  bool share_spent() const {
+    const std::size_t held = peer_.buffer_bytes - accounted_bytes + buffer_bytes();
+    return held >= host_.pool.limit() / 100 * (host_.buffering_peers > 1 ? kPeerSharePercent : kLonePeerSharePercent);
+  }
   // For the TIME-WAIT record.
   std::uint64_t send_next() const { return snd_nxt_; }
   std::uint64_t receive_next() const { return rcv_nxt_; }
@@ -203,6 +210,7 @@ class TcpConnection {
     bool duplicate_reported = false;      // DSACK
     wire::SackBlock duplicate;
     bool resent_delivered = false;
+    std::optional<std::uint32_t> ts_echo; // while what is delivered was acknowledged in sequence: when that was sent
     Duration rtt_oldest{};                // of never-resent segments
     Duration rtt_newest{};
     // Rate sample of the segment sent last among those delivered.
@@ -225,6 +233,10 @@ class TcpConnection {
   void send_reset(std::uint64_t sequence, bool with_ack);
   void update_life_timer(Instant now);
   void handle_life_timer(Instant now);
+  Instant quiet_probe_due() const;
+  void send_keepalive();
+  // When the half-closed connection is to end unless something moves.
+  Instant half_closed_end(Instant now) const;
   std::uint32_t ts_now(Instant now) const {
     return static_cast<std::uint32_t>(now.ns() / 1'000'000) + ts_offset_;
   }
@@ -237,6 +249,8 @@ class TcpConnection {
 
   // tcp_input.cpp
   void handle_syn_sent(Instant now, const wire::TcpSegment& segment);
+  // SYN-RECEIVED is over: our SYN was acknowledged, the peer's window is `window` bytes.
+  void synchronized(Instant now, std::uint64_t sequence, std::uint64_t window);
   void receive_data(Instant now, std::uint64_t sequence, Bytes data, bool fin);
   void receive_out_of_order(std::uint64_t start, Bytes data);
   void fin_reached(Instant now);
@@ -307,6 +321,7 @@ class TcpConnection {
   std::uint8_t peer_shift_ = 0;
   std::uint16_t peer_mss_ = 0;
   std::uint32_t segment_ = 536;       // SMSS: data bytes in a full segment
+  int path_mtu_ = 0;                  // peer_.path_mtu as `segment_` has it
   std::uint32_t ts_offset_ = 0, ts_recent_ = 0;
   Instant ts_recent_time_;
   Instant opened_;
@@ -327,7 +342,7 @@ class TcpConnection {
   Instant syn_sent_;
   Instant next_send_;                 // pacing
   Instant pace_deadline_ = Instant::max();
-  Instant last_sent_;
+  Instant last_sent_;                 // data; zero: not since the window was made up for a silence
 
   // Recovery.
   std::unique_ptr<CongestionController> cc_;
@@ -411,7 +426,10 @@ class TcpConnection {
   Instant life_deadline_ = Instant::max();
   int keepalive_sent_ = 0;
   std::optional<Instant> refused_since_;  // by the peer's rules, while connecting
+  bool data_came_ = false;            // since the peer last answered a probe (with keepalive on)
+  int quiet_probes_ = 0;              // sent and not answered, see kQuietProbe
   Instant fin_wait2_since_;
+  Instant half_closed_;               // the latest FIN, ours or the peer's
 
   // Figures for info().
   std::uint64_t bytes_sent_ = 0, bytes_resent_ = 0, bytes_received_ = 0;

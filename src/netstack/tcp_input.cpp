@@ -32,6 +32,16 @@ void TcpConnection::handle_segment(Instant now, const wire::TcpSegment& segment)
     }
   }
 
+  // Two SYNs that crossed: the peer's SYN again, now with an acknowledgment of ours, stands before the window but is the
+  // ACK that is waited for (RFC 9293 3.10.7.4). Its window is not scaled (RFC 7323 2.2), and what it measured is not known:
+  // it may have left before our second SYN.
+  if (state_ == TcpState::kSynReceived && segment.has(kSyn) && segment.has(kAck) && !reset && sequence == irs_ &&
+      unwrap_sequence(snd_una_, segment.acknowledgment) == iss_ + 1) {
+    last_received_ = now;
+    synchronized(now, sequence, segment.window);
+    return;
+  }
+
   // The window that was advertised counts, not the one we would give now. A segment at either edge is let through to
   // ACK processing: a sender probing a closed window must get an answer and may carry news.
   if (sequence + length < rcv_nxt_ || sequence > right_edge_ || (length > 0 && sequence + length <= rcv_nxt_)) {
@@ -74,6 +84,10 @@ void TcpConnection::handle_segment(Instant now, const wire::TcpSegment& segment)
     keepalive_sent_ = 0;
     update_life_timer(now);
   }
+  if (quiet_probes_ != 0) {
+    quiet_probes_ = 0;
+    data_came_ = false;
+  }
 
   if (state_ == TcpState::kSynReceived) {
     std::uint64_t ack = unwrap_sequence(snd_una_, segment.acknowledgment);
@@ -88,16 +102,8 @@ void TcpConnection::handle_segment(Instant now, const wire::TcpSegment& segment)
       host_.send_control(refuse);
       return;
     }
-    snd_una_ = ack;
     if (!syn_resent_) update_rtt(now, now - syn_sent_);
-    established(now);
-    host_.raise(*this, SocketEventKind::kConnected);
-    if (fin_queued_) enter(TcpState::kFinWait1);
-    snd_wl1_ = sequence;
-    snd_wl2_ = ack;
-    snd_wnd_ = static_cast<std::uint64_t>(segment.window) << peer_shift_;
-    max_snd_wnd_ = snd_wnd_;
-    host_.want_send(*this);
+    synchronized(now, sequence, static_cast<std::uint64_t>(segment.window) << peer_shift_);
   }
 
   if (!handle_ack(now, segment, sequence)) return;
@@ -110,9 +116,24 @@ void TcpConnection::handle_segment(Instant now, const wire::TcpSegment& segment)
       finish(TcpState::kClosed);
       return;
     }
+    if (options_.keepalive && !data_came_ && !segment.data.empty()) {
+      data_came_ = true;
+      update_life_timer(now);
+    }
     measure_receive_rtt(now, segment);
     receive_data(now, sequence, segment.data, segment.has(kFin));
   }
+}
+
+void TcpConnection::synchronized(Instant now, std::uint64_t sequence, std::uint64_t window) {
+  snd_una_ = iss_ + 1;
+  established(now);
+  host_.raise(*this, SocketEventKind::kConnected);
+  if (fin_queued_) enter(TcpState::kFinWait1);
+  snd_wl1_ = sequence;
+  snd_wl2_ = snd_una_;
+  snd_wnd_ = max_snd_wnd_ = window;
+  host_.want_send(*this);
 }
 
 void TcpConnection::handle_syn_sent(Instant now, const wire::TcpSegment& segment) {
@@ -205,9 +226,11 @@ void TcpConnection::receive_data(Instant now, std::uint64_t start, Bytes data, b
     return;
   }
   if (!data.empty()) {
+    // What came early is given up for what is due, or it could hold the share for ever.
+    if (share_spent()) drop_out_of_order();
     // An almost empty connection may go into the reserve: it is what keeps everybody alive under pressure.
     bool reserve = receive_queue_.chunk_count() == 0;
-    std::size_t taken = receive_queue_.write(rcv_nxt_, data, reserve);
+    std::size_t taken = share_spent() ? 0 : receive_queue_.write(rcv_nxt_, data, reserve);
     if (taken < data.size()) {
       host_.drop(Drop::kTcpMemory);
       fin = false;
@@ -248,7 +271,7 @@ void TcpConnection::receive_out_of_order(std::uint64_t start, Bytes data) {
     receive_queue_.drop_from(std::max(ooo_->last_end(), rcv_nxt_));
   }
   bool room = ooo_->bytes() + data.size() <= limit && ooo_->intervals().size() < kOutOfOrderIntervalsMax &&
-              host_.pool.pressure_percent() <= kPressureRenege;
+              host_.pool.pressure_percent() <= kPressureRenege && !share_spent();
   if (room) {
     std::size_t taken = receive_queue_.write(start, data);
     if (taken < data.size()) {
@@ -289,6 +312,7 @@ void TcpConnection::push_duplicate_ack() {
 void TcpConnection::fin_reached(Instant now) {
   ++rcv_nxt_;
   fin_received_ = true;
+  half_closed_ = now;
   ooo_.reset();
   receive_queue_.drop_from(rcv_nxt_ - 1);
   ack_now_ = true;

@@ -156,6 +156,30 @@ TEST(TcpScript, SimultaneousOpen) {
   EXPECT_EQ(s.stack.info(id).state, TcpState::kEstablished);
 }
 
+TEST(TcpScript, SynsThatCrossOpenOneConnection) {
+  // Each end sees a SYN, and then the other's SYN again with an ACK, nothing else.
+  for (bool lose : {false, true}) {
+    World w({});
+    ConnectOptions from_a, from_b;
+    from_a.local_port = 1000;
+    from_b.local_port = 2000;
+    SocketId a = *w.a.connect(w.now, Endpoint{kB4, 2000}, from_a);
+    SocketId b = *w.b.connect(w.now, Endpoint{kA4, 1000}, from_b);
+    int packets = 0;
+    // The second packet of B is its SYN-ACK: B stays behind until A has answered the next one.
+    w.ba.drop = [&](Instant, const ByteVector&) { return ++packets == 2 && lose; };
+    auto established = [&] {
+      return w.a.info(a).state == TcpState::kEstablished && w.b.info(b).state == TcpState::kEstablished;
+    };
+    ASSERT_TRUE(w.run(lose ? Duration(5s) : Duration(200ms), established));
+    ByteVector data(100'000, 1);
+    ASSERT_EQ(w.a.write(w.now, a, data), data.size());
+    ASSERT_EQ(w.b.write(w.now, b, data), data.size());
+    EXPECT_TRUE(w.run(2s, [&] { return w.a.readable(a) == data.size() && w.b.readable(b) == data.size(); }));
+    EXPECT_EQ(w.a.counters().tcp_resets_sent + w.b.counters().tcp_resets_sent, 0u);
+  }
+}
+
 TEST(TcpScript, ClosedPortsAnswerWithReset) {
   Script s;
   s.ts = false;

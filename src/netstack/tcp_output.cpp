@@ -227,6 +227,7 @@ bool TcpConnection::send_new(Instant now, PacketSink& sink, std::size_t size, bo
     fin_sent_ = true;
   }
   note_sent(now, segment);
+  if (sent_.empty()) last_progress_ = now;   // nothing was waiting before: the time of the oldest byte starts now
   SentSegments::Id id = sent_.append(segment);
   sent_.link_newest(id);
   sent_[id].in_flight = static_cast<std::uint32_t>(std::min<std::uint64_t>(pipe(), 0xffffffffu));
@@ -324,6 +325,9 @@ TcpConnection::Turn TcpConnection::send(Instant now, PacketSink& sink) {
     black_hole_until_ = Instant();
     update_segment_size();
   }
+  // What one connection learned or forgot holds for all that go the same way.
+  if (peer_.path_mtu != 0 && now >= peer_.path_mtu_until) peer_.path_mtu = 0;
+  if (path_mtu_ != peer_.path_mtu) update_segment_size();
   bool sent_any = false;
   if (tail_probe_due_) {
     bool fin = false;
@@ -350,9 +354,11 @@ TcpConnection::Turn TcpConnection::send(Instant now, PacketSink& sink) {
     tail_probe_due_ = false;
   }
 
-  // Long silence: what the window was says little about the path now.
-  if (sent_.empty() && write_end_ > snd_nxt_ && last_sent_ != Instant() && now - last_sent_ > rto())
+  // Long silence: what the window was says little about the path now. Once: a sink that stays full makes it no older.
+  if (sent_.empty() && write_end_ > snd_nxt_ && last_sent_ != Instant() && now - last_sent_ > rto()) {
     cc_->on_idle_restart(now, now - last_sent_);
+    last_sent_ = Instant();
+  }
 
   std::size_t burst = 0;
   std::size_t burst_max = peer_.relayed ? std::min(kBurstBytesMax, kRelayBurstSegments * segment_) : kBurstBytesMax;

@@ -64,6 +64,35 @@ TEST(TcpScript, OldTimestampIsRefused) {
   EXPECT_EQ(s.stack.readable(id), 200u);
 }
 
+TEST(TcpScript, APeersShareHoldsWithinABatch) {
+  StackConfig config;
+  config.memory_max = 64 * kChunkSize;
+  Script s(config);
+  std::vector<ByteVector> batch;
+  for (std::uint16_t i = 0; i < 60; ++i) {
+    s.peer_port = static_cast<std::uint16_t>(4000 + i);
+    ASSERT_NE(s.accept(), 0u);
+    batch.push_back(s.build(kAck, 1, s.iss + 1, 1));
+  }
+  std::vector<MutBytes> views(batch.begin(), batch.end());
+  s.stack.handle_packets(s.now, views);
+  EXPECT_EQ(s.stack.memory().buffers, 48 * kChunkSize);
+}
+
+TEST(TcpScript, WhatCameEarlyGivesWayToWhatIsDue) {
+  StackConfig config;
+  config.memory_max = 32 * kChunkSize;
+  config.receive_buffer_start = 2u << 20;
+  Script s(config);
+  SocketId id = s.accept();
+  s.send(kAck, 1, s.iss + 1, 10);              // its answer opens the whole window
+  read_all(s, id);
+  for (std::uint32_t k = 1; k < 30; ++k) s.send(kAck, 11 + k * static_cast<std::uint32_t>(kChunkSize), s.iss + 1, 1);
+  ASSERT_EQ(s.stack.memory().buffers, 24 * kChunkSize);   // the peer's share
+  s.send(kAck, 11, s.iss + 1, 1000);
+  EXPECT_EQ(s.stack.readable(id), 1000u);
+}
+
 TEST(TcpScript, KeepaliveProbeIsAnswered) {
   Script s;
   s.accept();

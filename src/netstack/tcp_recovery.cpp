@@ -63,6 +63,7 @@ bool TcpConnection::handle_ack(Instant now, const wire::TcpSegment& segment, std
   if (sacks) apply_sack(round, segment, ack);
   if (ack > snd_una_) {
     round.una_advanced = true;
+    if (ts_on_ && segment.options.ts_echo != 0) round.ts_echo = segment.options.ts_echo;
     while (!sent_.empty() && sent_[sent_.first()].end() <= ack) {
       SentSegment& head = sent_[sent_.first()];
       if (head.has(SentSegment::kSacked)) {
@@ -165,8 +166,10 @@ void TcpConnection::deliver(AckRound& round, SentSegment& segment) {
     round.resent_delivered = true;
   }
   highest_delivered_ = std::max(highest_delivered_, segment.end());
-  // RACK (RFC 8985 6.2 step 2): a resend that came back faster than light was the original arriving.
-  bool ambiguous = resent && rtt < min_rtt_;
+  // RACK (RFC 8985 6.2 step 2): a resend that came back faster than light was the original arriving, and so was one whose
+  // acknowledgment echoes an earlier time. A selective acknowledgment echoes the time of what came in sequence instead
+  // (RFC 7323 4.3), so it tells nothing here.
+  bool ambiguous = resent && (rtt < min_rtt_ || (round.ts_echo && static_cast<std::int32_t>(*round.ts_echo - segment.ts_value) < 0));
   if (!ambiguous && (segment.sent > rack_sent_ || (segment.sent == rack_sent_ && segment.end() > rack_end_))) {
     rack_sent_ = segment.sent;
     rack_end_ = segment.end();

@@ -381,6 +381,52 @@ TEST(TcpScenario, StalledHandshakeReleasesNoStorm) {
   EXPECT_FALSE(t.corrupt);
 }
 
+TEST(TcpScenario, OnePeerCannotHoldAllMemory) {
+  // A has two addresses, which are two peers for B: over IPv4 come many connections that nobody reads.
+  constexpr std::size_t kLimit = 2u << 20, kSlack = 64u << 10;   // a write is not cut at a chunk
+  for (bool other_first : {false, true}) {
+    World::Options options;
+    options.b.memory_max = kLimit;
+    World w(options);
+    SocketId listener = *w.b.listen(w.now, std::nullopt, 80);
+    std::vector<SocketId> clients;
+    ByteVector block(1 << 20);
+    SocketId other = 0, served = 0;
+    auto fill = [&](SocketId id) { w.a.write(w.now, id, block); };
+    w.on_a = [&](const SocketEvent& e) {
+      if (e.kind == SocketEventKind::kConnected || e.kind == SocketEventKind::kWritable) fill(e.id);
+    };
+    w.on_b = [&](const SocketEvent& e) {
+      if (e.kind != SocketEventKind::kAcceptable) return;
+      while (auto id = w.b.accept(listener))
+        if (w.b.remote(*id).address == kA6) served = *id;
+    };
+    auto connect_other = [&] {
+      other = *w.a.connect(w.now, Endpoint{kB6, 80});
+      return w.run(2s, [&] { return served != 0 && w.b.readable(served) > 0; });
+    };
+    if (other_first) {
+      ASSERT_TRUE(connect_other());
+    }
+    for (int i = 0; i < 40; ++i) clients.push_back(*w.a.connect(w.now, Endpoint{kB4, 80}));
+    w.run(10s);
+    std::size_t by_other = served != 0 ? w.b.info(served).unread + 2 * 32768 : 0;
+    EXPECT_LE(w.b.memory().buffers, kLimit / 4 * (other_first ? 2 : 3) + by_other + kSlack);
+    EXPECT_GE(w.b.memory().buffers, kLimit / 4 * (other_first ? 2 : 3) - kSlack);
+    // The other one connects, and is served as if it were alone.
+    if (!other_first) {
+      ASSERT_TRUE(connect_other());
+    }
+    std::uint64_t read = 0;
+    auto served_well = [&] {
+      read += w.b.readable(served);
+      w.b.consume(w.now, served, w.b.readable(served));
+      return read > (4u << 20);
+    };
+    EXPECT_TRUE(w.run(10s, served_well));
+  }
+}
+
 TEST(TcpScenario, MemoryLimitHoldsAndRecovers) {
   World::Options o = link(1000, 1ms);
   o.a.memory_max = o.b.memory_max = 2 << 20;

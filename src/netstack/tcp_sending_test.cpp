@@ -3,6 +3,7 @@
 
 #include "netstack/limits.h"
 #include "netstack/script_harness.h"
+#include "netstack/spec_constants.h"
 
 namespace porthole::netstack {
 namespace {
@@ -278,6 +279,27 @@ TEST(TcpScript, EifelUndoesASpuriousTimeout) {
 }
 
 // Pacing may hold a resend back until the original arrives after all: nothing was lost.
+TEST(TcpScript, AnOriginalThatComesAfterItsResendAccusesNobody) {
+  Script s;
+  SocketId id = s.accept();
+  write(s, id, 5 * 1228);
+  ASSERT_EQ(s.out.size(), 5u);
+  const std::uint32_t base = s.iss + 1, sent_at = s.next()->tcp.options.ts_value;
+  s.out.clear();
+  s.now = s.now + 10ms;
+  s.send_sack(1, base, {{base + 1228, base + 4 * 1228}}, 512);
+  ASSERT_EQ(s.next()->tcp.sequence, base);     // the first is taken for lost, the last is not
+  s.out.clear();
+  s.now = s.now + 15ms;
+  // The first as it was sent at first, by the time it echoes. That the resend is so fast must not count against the last
+  // one, which left before it and is as late.
+  s.ts_echo = sent_at;
+  s.send(kAck, 1, base + 4 * 1228, 0, 512);
+  EXPECT_EQ(s.stack.info(id).undone, 1u);
+  EXPECT_EQ(s.stack.info(id).recoveries, 1u);
+  EXPECT_TRUE(s.quiet());
+}
+
 TEST(TcpScript, ARecoveryWithoutAnyResendIsUndone) {
   Script s;
   SocketId id = s.accept();
@@ -353,6 +375,100 @@ TEST(TcpScript, KeepaliveFindsADeadPeer) {
   EXPECT_EQ(s.last_event.error.code, ErrorCode::kTimeout);
 }
 
+TEST(TcpScript, DataThatStopsIsAskedAfterOnceAndForABusyPeerOnly) {
+  ConnectOptions o;
+  o.keepalive = true;
+  auto is_probe = [](Script& s) {
+    auto seen = s.next();
+    return seen && seen->tcp.sequence == s.iss && seen->tcp.data.empty() && s.quiet();
+  };
+  Script s;
+  SocketId id = s.accept();
+  s.stack.set_options(s.now, id, o);
+  s.wait(1min);
+  s.stack.path_changed(s.now, kB4, PathChange::kReachable);
+  s.collect();
+  EXPECT_TRUE(s.quiet());                      // nothing came: nothing to ask
+  for (std::uint32_t seq : {1u, 11u}) {
+    s.send(kAck, seq, s.iss + 1, 10);
+    s.wait(kQuietProbe - 1ms);
+    s.out.clear();
+    s.wait(2ms);
+    EXPECT_TRUE(is_probe(s));
+    s.send(kAck, seq + 10, s.iss + 1);
+    s.wait(1h);                                // answered, so only new data asks again
+    s.stack.path_changed(s.now, kB4, PathChange::kReachable);
+    s.collect();
+    EXPECT_TRUE(s.quiet());
+  }
+  // No answer: once more, and the tunnel hears of it; then when the way opens, as often as it does.
+  s.send(kAck, 21, s.iss + 1, 10);
+  s.wait(kQuietProbe - 1ms);
+  s.out.clear();
+  s.wait(2ms);
+  EXPECT_TRUE(is_probe(s));
+  EXPECT_TRUE(s.stack.take_unanswered().empty());
+  s.wait(kQuietProbe);
+  EXPECT_TRUE(is_probe(s));
+  EXPECT_EQ(s.stack.take_unanswered(), std::vector<IpAddress>{kB4});
+  s.wait(1min);
+  EXPECT_TRUE(s.quiet());
+  for (int i = 0; i < 2; ++i) {
+    s.stack.path_changed(s.now, kB4, PathChange::kReachable);
+    s.collect();
+    EXPECT_TRUE(is_probe(s));
+  }
+  s.send(kRst, 31, 0);                         // a new life of the peer
+  ASSERT_TRUE(s.has_event(SocketEventKind::kReset));
+  EXPECT_EQ(s.last_event.error.code, ErrorCode::kReset);
+}
+
+TEST(TcpScript, TheUserTimeoutCountsFromTheOldestByteNotFromTheLastAnswer) {
+  Script s;
+  SocketId id = s.accept();
+  ConnectOptions o;
+  o.user_timeout = 120s;
+  s.stack.set_options(s.now, id, o);
+  write(s, id, 10);
+  s.send(kAck, 1, s.iss + 11);
+  s.wait(10min);
+  write(s, id, 10);
+  s.wait(119s);
+  EXPECT_FALSE(s.has_event(SocketEventKind::kReset));
+  s.wait(2s);
+  ASSERT_TRUE(s.has_event(SocketEventKind::kReset));
+  EXPECT_EQ(s.last_event.error.code, ErrorCode::kTimeout);
+}
+
+TEST(TcpScript, ASilenceHalvesTheWindowOnce) {
+  Script s;
+  SocketId id = s.accept();
+  std::uint32_t acked = s.iss + 1;
+  for (int i = 0; i < 100 && s.stack.info(id).cwnd < 100'000; ++i) {
+    write(s, id, 100'000);
+    s.wait(1ms);
+    for (s.ts_value += 50; auto seen = s.next();) acked = std::max(acked, seen->tcp.sequence + static_cast<std::uint32_t>(seen->tcp.data.size()));
+    s.send(kAck, 1, acked, 0, 4096);
+  }
+  while (s.stack.info(id).unacked > 0 || s.stack.info(id).unsent > 0) {
+    s.wait(1ms);
+    while (auto seen = s.next()) acked = std::max(acked, seen->tcp.sequence + static_cast<std::uint32_t>(seen->tcp.data.size()));
+    s.send(kAck, 1, acked, 0, 4096);
+  }
+  const std::uint64_t before = s.stack.info(id).cwnd;
+  ASSERT_GE(before, 100'000u);
+  s.wait(10s);
+  ByteVector data(5000);
+  ASSERT_EQ(s.stack.write(s.now, id, data), data.size());
+  for (int i = 0; i < 20; ++i) {
+    VectorSink full(0);
+    s.stack.produce(s.now, full);
+    s.now = s.now + 100ms;
+  }
+  EXPECT_GE(s.stack.info(id).cwnd, before / 2 - 1228);
+  EXPECT_LE(s.stack.info(id).cwnd, before / 2 + 1228);
+}
+
 TEST(TcpScript, PathMtuIsBelievedOnlyForOwnData) {
   Script s;
   SocketId id = s.accept();
@@ -383,6 +499,26 @@ TEST(TcpScript, PathMtuIsBelievedOnlyForOwnData) {
     EXPECT_LE(seen->ip.whole.size(), 1000u);
     EXPECT_TRUE(wire::tcp_checksum_ok(seen->ip.payload, kA4, kB4));
   }
+  too_big(s.iss + 1, 1200);                    // more than is known already
+  EXPECT_EQ(s.stack.info(id).max_segment, 948u);
+  s.send(kAck, 1, s.iss + 12281);
+  // Another connection the same way does not have to be told.
+  s.peer_port = 4001;
+  SocketId other = s.accept();
+  EXPECT_EQ(s.stack.info(other).max_segment, 948u);
+  // After ten minutes it is tried again (RFC 8201 4), by all of them.
+  s.wait(kPathMtuLifetime - 1s);
+  s.out.clear();
+  write(s, other, 5000);
+  EXPECT_EQ(s.out[0].size(), 1000u);
+  s.send(kAck, 1, s.iss + 5001);
+  s.wait(2s);
+  s.out.clear();
+  write(s, other, 5000);
+  EXPECT_EQ(s.out[0].size(), 1280u);
+  s.out.clear();
+  write(s, id, 5000);
+  EXPECT_EQ(s.out[0].size(), 1280u);
 }
 
 TEST(TcpScript, IcmpUnreachableEndsOnlyAConnect) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 #include "base/time.h"
 
@@ -9,6 +10,20 @@ namespace porthole::runtime {
 
 // A dial whose caller names no time.
 constexpr Duration kDialDefault = 30s;
+
+// A connection that is joined with a socket of this host: that socket's own keepalive is answered by this host's kernel, so
+// that only these tell it of a peer that is gone.
+constexpr Duration kForwardKeepaliveIdle = 300s, kForwardKeepaliveInterval = 60s;
+constexpr int kForwardKeepaliveProbes = 5;
+// Data that the peer acknowledged nothing of for so long: as keepalive takes to find a silent one dead, and long enough for a
+// lid that is closed for a moment.
+constexpr Duration kForwardUserTimeout = 10min;
+// A program that closed its side and forgot the other would hold both for ever.
+constexpr Duration kForwardHalfClosed = 10min;
+
+// The netstack's share of the memory there is, at most what StackConfig says; less than the floor would not hold one fast
+// connection.
+constexpr std::uint64_t kStackMemoryShare = 8, kStackMemoryMin = 8u << 20;
 
 // What fits into one packet of the tailnet (MTU 1280) behind the IP and UDP headers.
 constexpr std::size_t kDatagramMaxV4 = 1280 - 20 - 8, kDatagramMaxV6 = 1280 - 40 - 8;

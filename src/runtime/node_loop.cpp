@@ -8,6 +8,8 @@
 #include <cstdlib>
 
 #include "runtime/json_text.h"
+#include "runtime/limits.h"
+#include "runtime/memory.h"
 #include "runtime/sockaddr.h"
 #include "runtime/tcp_accept.h"
 
@@ -70,6 +72,8 @@ Status NodeRuntime::Loop::open() {
   // A switch for laboratories, as Tailscale's clients have one: not among the options, so that nobody chooses it for a tailnet.
   config.plain_relays = std::getenv("PORTHOLE_PLAIN_RELAYS") != nullptr;
   config.fixed_port = options_.udp_port != 0;
+  config.stack.memory_max = static_cast<std::size_t>(
+      std::clamp<std::uint64_t>(usable_memory() / kStackMemoryShare, kStackMemoryMin, config.stack.memory_max));
   engine_ = std::make_unique<node::Engine>(std::move(config), persistent_.machine_key.duplicate(),
                                            persistent_.node_key.duplicate(), stamps_,
                                            static_cast<DatagramSink&>(*this), rng_, log_, clock_);

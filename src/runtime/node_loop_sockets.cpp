@@ -12,6 +12,17 @@ namespace {
 namespace json = boost::json;
 constexpr std::size_t kAcceptedWaitingMax = 128;   // connections an app has not yet accepted, per listener
 constexpr int kExposedDefaultMax = 1024;
+
+netstack::ConnectOptions forward_options() {
+  netstack::ConnectOptions o;
+  o.keepalive = true;
+  o.keepalive_idle = kForwardKeepaliveIdle;
+  o.keepalive_interval = kForwardKeepaliveInterval;
+  o.keepalive_probes = kForwardKeepaliveProbes;
+  o.user_timeout = kForwardUserTimeout;
+  o.half_closed_timeout = kForwardHalfClosed;
+  return o;
+}
 }  // namespace
 
 void NodeRuntime::Loop::when_running(Duration timeout, std::function<void(Status)> action) {
@@ -52,6 +63,7 @@ void NodeRuntime::Loop::open_tailnet(const DialTarget& target, Duration timeout,
 
 void NodeRuntime::Loop::splice(SocketId socket, UniqueFd fd, Bytes first, std::function<void()> ended_hook, bool http_answer) {
   tune_local(fd.get());
+  engine_->stack().set_options(clock_.now, socket, forward_options());
   auto s = std::make_shared<Splice>(loop_, engine_->stack(), socket, std::move(fd), MutBytes(scratch_.get(), kScratchBytes), clock_.now,
                                     [this, socket, hook = std::move(ended_hook)] {
                                       auto it = splices_.find(socket);

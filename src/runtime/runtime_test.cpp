@@ -16,6 +16,7 @@
 #include "runtime/files.h"
 #include "runtime/interfaces.h"
 #include "runtime/local_socket.h"
+#include "runtime/memory.h"
 #include "runtime/resolver.h"
 #include "runtime/sockaddr.h"
 #include "runtime/state_store.h"
@@ -51,6 +52,29 @@ bool turn(EventLoop& loop, F done) {
     loop.dispatch();
   }
   return true;
+}
+
+TEST(Memory, TheLeastControlGroupCounts) {
+  TempDir dir;
+  namespace fs = std::filesystem;
+  fs::create_directories(dir.file("a/b"));
+  fs::create_directories(dir.file("memory/c"));
+  EXPECT_EQ(control_group_memory("0::/a/b\n", dir.path()), std::nullopt);
+  write_text(dir.file("a/b/memory.max"), "max\n");
+  EXPECT_EQ(control_group_memory("0::/a/b\n", dir.path()), std::nullopt);
+  write_text(dir.file("a/memory.max"), "1000000\n");
+  EXPECT_EQ(control_group_memory("0::/a/b\n", dir.path()), 1000000u);
+  write_text(dir.file("a/b/memory.max"), "2000000\n");           // a parent may be narrower
+  EXPECT_EQ(control_group_memory("0::/a/b\n", dir.path()), 1000000u);
+  // The first version, beside the second; other controllers' paths say nothing about memory.
+  write_text(dir.file("memory/c/memory.limit_in_bytes"), "500000\n");
+  EXPECT_EQ(control_group_memory("4:cpu,memory:/c\n3:cpuset:/a\n0::/a/b\n", dir.path()), 500000u);
+  EXPECT_EQ(control_group_memory("4:cpu:/c\n", dir.path()), std::nullopt);
+  // A container whose membership is told by the host's names.
+  write_text(dir.file("memory.max"), "3000000\n");
+  EXPECT_EQ(control_group_memory("0::/of/the/host", dir.path()), 3000000u);
+  EXPECT_EQ(control_group_memory("nonsense\n:\n", dir.path()), std::nullopt);
+  EXPECT_GT(usable_memory(), 1u << 20);
 }
 
 TEST(Files, AtomicWriteKeepsModeAndReplaces) {
