@@ -99,7 +99,7 @@ void EventLoop::close() {
   for (auto& f : last) f();
 }
 
-void EventLoop::wait(Instant now, Instant until) {
+int EventLoop::wait(Instant now, Instant until) {
   timespec wait{};
   timespec* limit = nullptr;
   if (until != Instant::max()) {
@@ -113,6 +113,7 @@ void EventLoop::wait(Instant now, Instant until) {
     int ms = limit ? static_cast<int>((until <= now ? 0 : (until - now).count() + 999'999) / 1'000'000) : -1;
     ready_count_ = ::epoll_wait(epoll_.get(), ready_, kEventsPerTurn, ms);
   }
+  return ready_count_;
 }
 
 void EventLoop::dispatch() {

@@ -36,8 +36,8 @@ class EventLoop {
   // The loop's thread: nothing more can be posted; what was posted before runs now.
   void close();
 
-  // Waits until something is ready or `until` passed.
-  void wait(Instant now, Instant until);
+  // Waits until something is ready or `until` passed. How many descriptors are ready.
+  int wait(Instant now, Instant until);
   // Calls the handlers of what wait() found, then runs posted work. The caller reads the clock in between.
   void dispatch();
 
