@@ -171,7 +171,7 @@ void NodeRuntime::Loop::run() {
 
 void NodeRuntime::Loop::request_stop() {
   stop_ = true;
-  loop_.post([] {});
+  loop_.post_always([] {});
 }
 
 void NodeRuntime::Loop::stop_now() {

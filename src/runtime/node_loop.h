@@ -72,8 +72,9 @@ class NodeRuntime::Loop final : public std::enable_shared_from_this<NodeRuntime:
   Status open();
   void run();
 
-  // Any thread: runs on the loop's thread. False when the loop has ended.
-  bool post(std::function<void()> work) { return loop_.post(std::move(work)); }
+  // Any thread: runs on the loop's thread. As the loop's own.
+  EventLoop::Posted post(std::function<void()> work) { return loop_.post(std::move(work)); }
+  bool post_always(std::function<void()> work) { return loop_.post_always(std::move(work)); }
   void request_stop();
   EventQueue& events() { return events_; }
   FdLog& log() { return log_; }

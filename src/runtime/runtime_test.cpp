@@ -155,11 +155,23 @@ TEST(StateStore, DamagedForeignAndNewerFilesAreErrorsAndStay) {
 TEST(EventLoop, PostFromAnotherThreadWakesTheLoop) {
   EventLoop loop;
   bool ran = false;
-  std::thread other([&] { EXPECT_TRUE(loop.post([&] { ran = true; })); });
+  std::thread other([&] { EXPECT_EQ(loop.post([&] { ran = true; }), EventLoop::Posted::kPosted); });
   EXPECT_TRUE(turn(loop, [&] { return ran; }));
   other.join();
   loop.close();
-  EXPECT_FALSE(loop.post([] {}));
+  EXPECT_EQ(loop.post([] {}), EventLoop::Posted::kClosed);
+  EXPECT_FALSE(loop.post_always([] {}));
+}
+
+TEST(EventLoop, WhatWaitsIsBoundedAndNothingThatWasTakenIsLost) {
+  EventLoop loop;
+  std::size_t ran = 0;
+  for (std::size_t i = 0; i < kPostedMax; ++i) ASSERT_EQ(loop.post([&] { ++ran; }), EventLoop::Posted::kPosted);
+  EXPECT_EQ(loop.post([&] { ran += 1'000'000; }), EventLoop::Posted::kFull);
+  EXPECT_TRUE(loop.post_always([&] { ++ran; }));
+  EXPECT_TRUE(turn(loop, [&] { return ran > 0; }));
+  EXPECT_EQ(ran, kPostedMax + 1);
+  EXPECT_EQ(loop.post([] {}), EventLoop::Posted::kPosted);
 }
 
 TEST(Resolver, LiteralsAndLocalhostAnswerAtOnceAndUnknownNamesFail) {
