@@ -32,7 +32,7 @@ constexpr std::size_t kScratchBytes = 64 * 1024;
 class EventQueue {
  public:
   explicit EventQueue(int wake_fd) : wake_fd_(wake_fd) {}
-  // `droppable` ones go first when nobody reads.
+  // `droppable` ones go first when nobody reads, then the oldest; the newest always gets in.
   void push(std::string json, bool droppable);
   void close();
   // nullopt after the time; kCancelled once closed and empty.
@@ -47,6 +47,7 @@ class EventQueue {
   std::mutex mutex_;
   std::condition_variable ready_;
   std::deque<Entry> entries_;
+  std::size_t bytes_ = 0;      // of the entries' texts
   bool closed_ = false;
 };
 
