@@ -1,4 +1,4 @@
-// Our own bounds of what the runtime does for the app's datagrams, each with its reason.
+// Our own bounds of what the runtime does for the app, each with its reason.
 #pragma once
 
 #include <cstddef>
@@ -9,6 +9,10 @@ namespace porthole::runtime {
 
 // A dial whose caller names no time.
 constexpr Duration kDialDefault = 30s;
+
+// Calls that wait for the same thing (the node to run, a peer, a connection, an answer): a thread each, or a connection of
+// the proxy's, which has fewer.
+constexpr std::size_t kWaitersMax = 1024;
 
 // What fits into one packet of the tailnet (MTU 1280) behind the IP and UDP headers.
 constexpr std::size_t kDatagramMaxV4 = 1280 - 20 - 8, kDatagramMaxV6 = 1280 - 40 - 8;
