@@ -7,23 +7,12 @@
 #include <sys/socket.h>
 #include <sys/un.h>
 
-#include <filesystem>
+#include "runtime/temp_dir_for_test.h"
 
 namespace porthole::runtime {
 namespace {
 
-class TempDir {
- public:
-  TempDir() {
-    char pattern[] = "/tmp/porthole-test-XXXXXX";
-    path_ = ::mkdtemp(pattern);
-  }
-  ~TempDir() { std::filesystem::remove_all(path_); }
-  const std::string& path() const { return path_; }
-
- private:
-  std::string path_;
-};
+using test::TempDir;
 
 constexpr const char* kNobody = "http://127.0.0.1:1";
 
@@ -52,7 +41,7 @@ void expect_room_for_a_thousand(const char* what, const std::function<void(std::
 
 TEST(NodeLoop, CallsThatWaitAreBounded) {
   TempDir temp;
-  auto dir = StateDir::open(temp.path() + "/n");
+  auto dir = StateDir::open(temp.file("n"));
   ASSERT_TRUE(dir.ok());
   StateStore store(*dir);
   SeededRng rng(1);
@@ -137,13 +126,13 @@ class ControlSocket : public ::testing::Test {
  protected:
   void SetUp() override {
     NodeOptions options;
-    options.state_dir = temp.path() + "/n";
+    options.state_dir = dir();
     options.control_url = kNobody;
     auto started = NodeRuntime::start(std::move(options));
     ASSERT_TRUE(started.ok()) << started.error().message;
     node = std::move(*started);
   }
-  std::string dir() const { return temp.path() + "/n"; }
+  std::string dir() const { return temp.file("n"); }
 
   TempDir temp;
   std::unique_ptr<NodeRuntime> node;

@@ -19,24 +19,13 @@
 #include "runtime/resolver.h"
 #include "runtime/sockaddr.h"
 #include "runtime/state_store.h"
+#include "runtime/temp_dir_for_test.h"
 #include "runtime/udp_socket.h"
 
 namespace porthole::runtime {
 namespace {
 
-class TempDir {
- public:
-  TempDir() {
-    char pattern[] = "/tmp/porthole-test-XXXXXX";
-    path_ = ::mkdtemp(pattern);
-  }
-  ~TempDir() { std::filesystem::remove_all(path_); }
-  const std::string& path() const { return path_; }
-  std::string file(const std::string& name) const { return path_ + "/" + name; }
-
- private:
-  std::string path_;
-};
+using test::TempDir;
 
 void write_text(const std::string& path, const std::string& text) { std::ofstream(path) << text; }
 
