@@ -137,7 +137,7 @@ void Connection::close() {
 }
 
 void Connection::read() {
-  if (reading_ || asking_ || phase_ == Phase::kClosed || phase_ == Phase::kClosing) return;
+  if (reading_ || asking_ || full() || phase_ == Phase::kClosed || phase_ == Phase::kClosing) return;
   reading_ = true;
   auto done = [self = shared_from_this()](error_code e) {
     self->reading_ = false;
@@ -164,6 +164,14 @@ void Connection::read() {
   });
 }
 
+void Connection::go_on() {
+  if (phase_ == Phase::kHttp && !asking_ && !full()) {
+    ByteVector behind = std::exchange(behind_, {});
+    if (!behind.empty()) handle_bytes(behind);
+  }
+  read();
+}
+
 void Connection::handle_bytes(MutBytes bytes) {
   Clock clock = read_clock();
   while (!bytes.empty() && phase_ == Phase::kHttp) {
@@ -183,12 +191,11 @@ void Connection::handle_bytes(MutBytes bytes) {
     handle_request(bytes);
     in_request_ = false;
     if (phase_ != Phase::kHttp) return;  // upgraded, and `bytes` passed on; or closing
-    if (asking_) {
+    if (!asking_) next_request();
+    if (asking_ || full()) {
       behind_.assign(bytes.begin(), bytes.end());
       return;
     }
-    next_request();
-    if (pending_.size() - pending_at_ > kHttpPendingMax) return close();
   }
   if (phase_ == Phase::kControl) server_.coordinator_->consume(clock, session_, bytes);
   else if (phase_ == Phase::kRelay) server_.relay_->consume(clock.now, relay_id_, bytes);
@@ -250,7 +257,7 @@ void Connection::handle_request(MutBytes rest) {
     return answer(200, "application/json", ts2021::encode_key_answer(key));
   }
   if (auto relay = relay::answer_relay_request(head, server_.relay_->public_key())) {
-    append(pending_, relay->bytes);
+    append(pending_.end(), relay->bytes);
     if (!relay->upgrade) {
       if (close_when_sent_ || !parser_.body().empty()) phase_ = Phase::kClosing;
       return write();
@@ -291,12 +298,8 @@ void Connection::ask_api(const ApiRequest& request) {
     a.headers.emplace_back("Cache-Control", "no-store");
     self->answer(a.status, a.content_type, a.body, a.headers);
     if (self->in_request_) return;  // answered at once: handle_bytes() goes on
-    if (self->phase_ == Phase::kHttp) {
-      self->next_request();
-      ByteVector behind = std::exchange(self->behind_, {});
-      if (!behind.empty()) self->handle_bytes(behind);
-    }
-    self->read();
+    if (self->phase_ == Phase::kHttp) self->next_request();
+    self->go_on();
   });
 }
 
@@ -307,7 +310,7 @@ void Connection::upgrade_control(std::string_view handshake, MutBytes rest) {
     return answer_text(400, "invalid tailscale handshake header\n");
   }
   wire::HttpHeader headers[] = {{"Upgrade", ts2021::kUpgradeProtocol}, {"Connection", "upgrade"}};
-  PORTHOLE_ASSERT(wire::encode_http_response_head(pending_, 101, "Switching Protocols", headers).ok());
+  PORTHOLE_ASSERT(wire::encode_http_response_head(pending_.end(), 101, "Switching Protocols", headers).ok());
   Clock clock = read_clock();
   int seconds = 60;  // notices clients that vanished without a word, beside the keep-alives' own writes
   setsockopt(socket().native_handle(), IPPROTO_TCP, TCP_KEEPIDLE, &seconds, sizeof seconds);
@@ -331,9 +334,9 @@ void Connection::answer(int status, std::string_view content_type, std::string_v
   list.push_back({"X-Content-Type-Options", "nosniff"});
   if (close_when_sent_) list.push_back({"Connection", "close"});
   for (const auto& [name, value] : headers) list.push_back({name, value});
-  if (!wire::encode_http_response_head(pending_, status, reason_of(status), list)) return close();
+  if (!wire::encode_http_response_head(pending_.end(), status, reason_of(status), list)) return close();
   bool head_only = parser_.head_done() && parser_.head().method() == "HEAD";
-  if (!head_only) append(pending_, as_bytes(body));
+  if (!head_only) append(pending_.end(), as_bytes(body));
   if (close_when_sent_) {
     phase_ = Phase::kClosing;
     deadline_ = read_clock().now + kIdleTimeout;
@@ -355,16 +358,8 @@ void Connection::answer_page(int status, std::string_view title, std::string_vie
 }
 
 std::size_t Connection::fill(MutBytes out) {
-  std::size_t n = 0;
-  if (pending_at_ < pending_.size()) {
-    n = std::min(out.size(), pending_.size() - pending_at_);
-    std::copy_n(pending_.begin() + static_cast<std::ptrdiff_t>(pending_at_), n, out.begin());
-    pending_at_ += n;
-    if (pending_at_ == pending_.size()) {
-      pending_ = ByteVector();
-      pending_at_ = 0;
-    }
-  }
+  std::size_t n = pending_.take(out);
+  if (n > 0 && pending_.empty()) pending_ = OutBytes();  // idle connections keep no buffer
   if (phase_ == Phase::kControl) n += server_.coordinator_->produce(read_clock(), session_, out.subspan(n));
   else if (phase_ == Phase::kRelay) n += server_.relay_->produce(read_clock().now, relay_id_, out.subspan(n));
   return n;
@@ -402,6 +397,7 @@ void Connection::write() {
     self->writing_ = false;
     if (e) self->close();
     self->write();
+    self->go_on();
     self->server_.settle();
   };
   if (tls) asio::async_write(*tls, asio::buffer(out_.data(), n), done);

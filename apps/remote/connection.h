@@ -3,6 +3,8 @@
 
 #include <variant>
 
+#include "base/out_bytes.h"
+#include "remote/limits.h"
 #include "remote/server.h"
 #include "wire/http.h"
 
@@ -32,6 +34,10 @@ class Connection : public std::enable_shared_from_this<Connection> {
   Tcp& socket();
   void refuse_handshake(const boost::system::error_code& e);
   void read();
+  // The client does not take its answers: its next request waits.
+  bool full() const { return phase_ == Phase::kHttp && pending_.size() > kHttpPendingMax; }
+  // After what a request had to wait for: those that were read already, then more.
+  void go_on();
   void handle_bytes(MutBytes bytes);
   // One request is complete; `rest` are the bytes behind it.
   void handle_request(MutBytes rest);
@@ -53,16 +59,15 @@ class Connection : public std::enable_shared_from_this<Connection> {
   Instant deadline_;
   wire::HttpMessageParser parser_;
   ByteVector in_;
-  ByteVector pending_;          // HTTP answers and upgrade heads; goes out before a machine's bytes
-  std::size_t pending_at_ = 0;
+  OutBytes pending_;            // HTTP answers and upgrade heads; goes out before a machine's bytes
   ByteVector out_;              // being written
   bool writing_ = false;
   bool reading_ = false;
   bool close_when_sent_ = false;
   bool ending_ = false;         // TLS's goodbye is under way
   bool in_request_ = false;
-  bool asking_ = false;         // the enrolment API has not answered yet; what was sent behind the request waits
-  ByteVector behind_;
+  bool asking_ = false;         // the enrolment API has not answered yet
+  ByteVector behind_;           // read behind a request that is not over, at most one read
   coordinator::SessionId session_ = 0;
   relay::ConnId relay_id_ = 0;
 };

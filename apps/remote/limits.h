@@ -21,8 +21,9 @@ constexpr Duration kSweepPeriod = 2s;
 // One read and one write: a full TLS record.
 constexpr std::size_t kReadSize = 16 * 1024;
 constexpr std::size_t kWriteSize = 16 * 1024;
-// Answers of HTTP requests waiting for a slow reader; the largest is a list of 5,000 devices (4 MiB).
-constexpr std::size_t kHttpPendingMax = 8u << 20;
+// While more than this of its answers waits for a slow reader, a connection's next request is not looked at: four reads'
+// worth. So at most this and one answer wait, of which the largest is a list of 5,000 devices (4 MiB).
+constexpr std::size_t kHttpPendingMax = 64 * 1024;
 // STUN datagrams per wake-up, so that a flood cannot starve the streams.
 constexpr int kStunBatch = 64;
 // How long a stop waits for streams to take what they were promised.

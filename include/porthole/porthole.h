@@ -92,7 +92,7 @@ PORTHOLE_API int porthole_logout(porthole_node* node, int timeout_ms, porthole_e
  * {"event":"peer_path","peer":"home","path":"direct","endpoint":"192.0.2.7:41641","latency_ms":3.1}.
  * porthole_next_event: *json_out (free with porthole_free) or NULL after timeout_ms (0: do not wait, -1: no limit).
  * PORTHOLE_ERROR_CANCELLED once the node is closed. porthole_event_fd: readable while events wait; for poll() only;
- * belongs to the node. At most 1024 events wait; older peer_path events are dropped first. */
+ * belongs to the node. At most 1024 events (4 MiB) wait; older peer_path events are dropped first. */
 PORTHOLE_API int porthole_next_event(porthole_node* node, int timeout_ms, char** json_out, porthole_error* error);
 PORTHOLE_API int porthole_event_fd(porthole_node* node);
 

@@ -3,6 +3,7 @@
 #include "base/bytes.h"
 #include "base/ip.h"
 #include "base/key.h"
+#include "base/out_bytes.h"
 #include "base/result.h"
 #include "base/rng.h"
 
@@ -36,6 +37,29 @@ TEST(Bytes, ReaderLatchesShortRead) {
   EXPECT_EQ(r.be32(), 0u);
   EXPECT_FALSE(r.ok());
   EXPECT_EQ(r.u8(), 0u);
+}
+
+// A reader that takes as much as comes, and is a kilobyte behind for ever.
+TEST(OutBytes, AReaderThatIsAlwaysBehindCostsOnlyWhatWaits) {
+  OutBytes out;
+  std::uint8_t in = 0, expected = 0;
+  auto write = [&](std::size_t n) {
+    while (n-- > 0) out.end().push_back(in++);
+  };
+  write(1024);
+  for (int i = 0; i < 5000; ++i) {
+    write(100);
+    std::uint8_t block[100];
+    ASSERT_EQ(out.take(block), sizeof block);
+    for (std::uint8_t b : block) ASSERT_EQ(b, expected++);
+    ASSERT_EQ(out.size(), 1024u);
+  }
+  EXPECT_LE(out.end().capacity(), 8u * 1024);
+  ByteVector rest(2000);
+  EXPECT_EQ(out.take(rest), 1024u);
+  EXPECT_EQ(rest[1023], static_cast<std::uint8_t>(in - 1));
+  EXPECT_TRUE(out.empty());
+  EXPECT_EQ(out.take(rest), 0u);
 }
 
 TEST(Ip, ParseAndFormat) {

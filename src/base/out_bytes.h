@@ -1,4 +1,6 @@
-// Bytes that wait to be written. They are appended at the end and taken from the front, which moves none of the others.
+// Bytes that wait to be written: appended at the end, taken from the front. What was taken is given back once it is more
+// than half, so a byte is moved once on average, and the block stays in proportion to what waits: a reader that is always
+// a little behind would otherwise keep all that it was ever sent.
 #pragma once
 
 #include <algorithm>
@@ -23,6 +25,9 @@ class OutBytes {
     taken_ += n;
     if (taken_ == bytes_.size()) {
       bytes_.clear();
+      taken_ = 0;
+    } else if (taken_ > bytes_.size() / 2) {
+      bytes_.erase(bytes_.begin(), bytes_.begin() + static_cast<std::ptrdiff_t>(taken_));
       taken_ = 0;
     }
     return n;

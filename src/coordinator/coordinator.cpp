@@ -35,6 +35,7 @@ struct Coordinator::Session {
   bool told_void = false;  // that a node key of its machine is of no node (any more)
   std::map<std::int32_t, NodeId> maps;  // its map streams
   std::size_t open_requests = 0;
+  std::string waits_for;  // pending id of its entry in waiters_, empty: none
 };
 
 // The plain and the compressed form of one message, each made when the first viewer wants it.
@@ -283,9 +284,8 @@ void Coordinator::consume(Clock clock, SessionId id, Bytes bytes) {
         if (stream != streams_.end() && stream->second.session == id && stream->second.h2_stream == ended->stream)
           drop_stream(clock, node, true);
       }
-      std::erase_if(waiters_, [&](const auto& w) {
-        return w.second.session == id && w.second.h2_stream == ended->stream;
-      });
+      if (auto it = waiters_.find({s->waits_for, id}); it != waiters_.end() && it->second.h2_stream == ended->stream)
+        stop_waiting(id);
     }
     s = find(id);
     if (!s || s->over) return;
@@ -348,7 +348,7 @@ void Coordinator::fail_session(Clock clock, SessionId id) {
     if (stream != streams_.end() && stream->second.session == id && stream->second.h2_stream == h2_stream)
       drop_stream(clock, node, true);
   }
-  std::erase_if(waiters_, [&](const auto& w) { return w.second.session == id; });
+  stop_waiting(id);
   cancel_timer(TimerKind::kSession, static_cast<std::int64_t>(id));
   s->h2.reset();
   mark_ready(id);
@@ -393,16 +393,36 @@ void Coordinator::answer_register(SessionId id, std::int32_t stream, const Regis
 
 void Coordinator::handle_register(Clock clock, SessionId id, std::int32_t stream, Bytes body) {
   Session& s = *find(id);
+  if (body.size() > kRegisterSizeMax) return answer(id, stream, 413, kText, "the registration is too large\n");
   auto request = ts2021::parse_register_request(body);
   if (!request) return answer(id, stream, 400, kText, request.error().message + "\n");
   RegisterOutcome outcome = directory_.register_node(clock, s.machine, *request);
   arm_save(clock);
   arm_pending_logins(clock);
   if (outcome.wait_for.empty()) return answer_register(id, stream, outcome);
-  std::size_t waiting = 0;
-  for (const auto& [pending_id, w] : waiters_) waiting += w.session == id ? 1 : 0;
-  if (waiting >= kWaitersPerSessionMax) return answer(id, stream, 429, kText, "too many requests wait already\n");
-  waiters_.emplace(outcome.wait_for, Waiter{id, stream, std::move(*request)});
+  wait_for_login(id, outcome.wait_for, {stream, needed_later(*request)});
+}
+
+void Coordinator::wait_for_login(SessionId id, const std::string& pending_id, Waiter waiter) {
+  Session& s = *find(id);
+  if (!s.waits_for.empty())
+    return answer(id, waiter.h2_stream, 429, kText, "this connection waits for a login already\n");
+  auto first = waiters_.lower_bound({pending_id, 0}), last = waiters_.upper_bound({pending_id, ~SessionId(0)});
+  if (static_cast<std::size_t>(std::distance(first, last)) >= kWaitersPerLoginMax) {
+    // Session ids grow: the oldest is the one that is most likely dead.
+    SessionId oldest = first->first.second;
+    answer(oldest, first->second.h2_stream, 429, kText, "newer connections wait for this login\n");
+    stop_waiting(oldest);
+  }
+  s.waits_for = pending_id;
+  waiters_.emplace(std::pair(pending_id, id), std::move(waiter));
+}
+
+void Coordinator::stop_waiting(SessionId id) {
+  Session* s = find(id);
+  if (s->waits_for.empty()) return;
+  waiters_.erase({s->waits_for, id});
+  s->waits_for.clear();
 }
 
 void Coordinator::handle_map(Clock clock, SessionId id, std::int32_t stream, Bytes body) {
@@ -416,6 +436,8 @@ void Coordinator::handle_map(Clock clock, SessionId id, std::int32_t stream, Byt
   if (member->record.machine != s.machine)
     return answer(id, stream, 404, kText,
                   "node key in request does not match the one associated with this machine key\n");
+  if ((request->stream || !request->omit_peers) && s.h2->queued() > kAnswersQueuedMax)
+    return answer(id, stream, 429, kText, "answers of this connection have not been read yet\n");
   bool zstd = request->compress == "zstd";
   if (request->stream) {
     directory_.adopt_disco_key(clock, *member, request->disco_key, request->version);
@@ -563,14 +585,16 @@ void Coordinator::node_removed(Clock clock, const NodeRecord& record) {
 void Coordinator::node_key_retired(const NodePublic& key) { events_.push_back(NodeKeyRetired{key}); }
 
 void Coordinator::pending_decided(Clock clock, const std::string& pending_id) {
-  std::vector<Waiter> decided;
-  auto [first, last] = waiters_.equal_range(pending_id);
-  for (auto it = first; it != last; ++it) decided.push_back(std::move(it->second));
-  waiters_.erase(first, last);
-  for (const Waiter& w : decided) {
-    Session* s = find(w.session);
+  std::vector<std::pair<SessionId, Waiter>> decided;
+  for (auto it = waiters_.lower_bound({pending_id, 0}); it != waiters_.end() && it->first.first == pending_id;) {
+    find(it->first.second)->waits_for.clear();
+    decided.emplace_back(it->first.second, std::move(it->second));
+    it = waiters_.erase(it);
+  }
+  for (const auto& [id, w] : decided) {
+    Session* s = find(id);
     if (!s || s->over) continue;
-    answer_register(w.session, w.h2_stream, directory_.decided(clock, s->machine, w.request));
+    answer_register(id, w.h2_stream, directory_.decided(clock, s->machine, w.request));
   }
 }
 

@@ -113,11 +113,10 @@ class Coordinator final : public Admission, private DirectoryListener {
     Instant last_message;
     Duration keep_alive_after{};
   };
-  // Followup request that waits for a decision.
+  // Followup request that waits for a decision, at most one of a session.
   struct Waiter {
-    SessionId session = 0;
     std::int32_t h2_stream = 0;
-    ts2021::RegisterRequest request;
+    ts2021::RegisterRequest request;  // needed_later() of it
   };
   struct Pending {  // changes of an account that its viewers have not been told
     std::map<NodeId, NodeChanges> changes;
@@ -151,6 +150,8 @@ class Coordinator final : public Admission, private DirectoryListener {
   void handle_request(Clock clock, SessionId id, std::int32_t stream, std::string_view method, std::string_view path,
                       Bytes body);
   void handle_register(Clock clock, SessionId id, std::int32_t stream, Bytes body);
+  void wait_for_login(SessionId id, const std::string& pending_id, Waiter waiter);
+  void stop_waiting(SessionId id);
   void handle_map(Clock clock, SessionId id, std::int32_t stream, Bytes body);
   void answer(SessionId id, std::int32_t stream, int status, std::string_view content_type, std::string_view body);
   void answer_unknown(Clock clock, SessionId id, std::int32_t stream, const ts2021::MapRequest& request);
@@ -179,7 +180,7 @@ class Coordinator final : public Admission, private DirectoryListener {
   std::unordered_map<SessionId, std::unique_ptr<Session>> sessions_;
   std::unordered_map<NodeId, Stream> streams_;
   std::map<AccountId, Pending> pending_;
-  std::multimap<std::string, Waiter> waiters_;
+  std::map<std::pair<std::string, SessionId>, Waiter> waiters_;  // by pending id
   std::set<Timer> timers_;
   std::map<std::pair<TimerKind, std::int64_t>, Instant> armed_;
   std::vector<SessionId> ready_;

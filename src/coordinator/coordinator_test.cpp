@@ -522,6 +522,105 @@ TEST(Coordinator, InteractiveLoginWithFollowup) {
   EXPECT_NE(answer->auth_url, url);
 }
 
+// A login costs the coordinator little while it waits, whatever its client sends.
+TEST(Coordinator, WaitingLoginsAreBounded) {
+  World w;
+  w.account("smith");
+  Client first(w, "laptop");
+  ASSERT_TRUE(first.connect());
+  auto url = first.join("").auth_url;
+  auto r = first.register_request("");
+  r.followup = url;
+  auto asked = first.post_register(r);
+  auto again = first.post_register(r);
+  first.pump();
+  EXPECT_EQ(first.answers[asked].status, 0);
+  EXPECT_EQ(first.answers[again].status, 429);
+  // The wait is over when the client says so, and may begin anew.
+  first.h2->cancel(asked);
+  asked = first.post_register(r);
+  first.pump();
+  EXPECT_EQ(first.answers[asked].status, 0);
+
+  // The same machine dials again and again, and its old sessions have not been found dead.
+  std::vector<std::unique_ptr<Client>> later;
+  std::vector<ts2021::H2StreamId> waits;
+  for (std::size_t i = 0; i < kWaitersPerLoginMax; ++i) {
+    auto& c = later.emplace_back(std::make_unique<Client>(w, "laptop"));
+    c->machine = first.machine.duplicate();
+    c->node = first.node.duplicate();
+    ASSERT_TRUE(c->connect());
+    waits.push_back(c->post_register(r));
+    c->pump();
+    EXPECT_EQ(c->answers[waits.back()].status, 0);
+  }
+  first.pump();
+  EXPECT_EQ(first.answers[asked].status, 429);
+  w.coordinator->close(w.clock, later[0]->session);
+  ASSERT_TRUE(w.directory->approve(w.clock, "smith", url.substr(url.rfind('/') + 1)).ok());
+  for (std::size_t i = 1; i < later.size(); ++i) {
+    later[i]->pump();
+    EXPECT_EQ(later[i]->answers[waits[i]].status, 200);
+  }
+
+  auto large = first.register_request("");
+  large.hostinfo->device_model.assign(kRegisterSizeMax, 'x');
+  EXPECT_TRUE(first.enrol(large).error.starts_with("HTTP 413")) << first.enrol(large).error;
+}
+
+TEST(Coordinator, WhatADecisionNeedsOfARequestIsSmall) {
+  World w;
+  Client c(w, "laptop");
+  auto r = c.register_request("key");
+  r.followup.assign(60'000, 'x');
+  r.nl_key.assign(60'000, 'x');
+  r.tailnet.assign(60'000, 'x');
+  r.hostinfo->os_version.assign(60'000, 'x');
+  r.ephemeral = true;
+  auto kept = needed_later(r);
+  EXPECT_LT(ts2021::encode_register_request(kept).reveal().size(), 2000u);
+  EXPECT_EQ(kept.node_key, r.node_key);
+  EXPECT_EQ(kept.version, r.version);
+  EXPECT_TRUE(kept.ephemeral);
+  EXPECT_EQ(kept.hostinfo->hostname, "laptop");
+}
+
+TEST(Coordinator, MapsOfASessionThatReadsNoneAreBounded) {
+  World w;
+  w.account("school");
+  std::unique_ptr<Client> a;
+  for (int i = 0; i < 200; ++i) {
+    a = joined(w, "school", "node-" + std::to_string(i), false);
+    a->report_home(900);
+  }
+  const std::string text = ts2021::encode_map_request(a->map_request());
+  const Bytes request = as_bytes(text);
+  auto stream = a->post(ts2021::kMapPath, request);
+  a->pump();
+  const std::size_t size = a->answers[stream].body.size();
+  ASSERT_GT(size, 80'000u);  // of 200 nodes
+
+  std::vector<ts2021::H2StreamId> asked;
+  for (int i = 0; i < 99; ++i) asked.push_back(a->post(ts2021::kMapPath, request));
+  a->send();
+  // Small answers are not what it is about.
+  EXPECT_EQ(a->lite(a->map_request()).status, 200);
+  std::size_t given = 0, refused = 0;
+  for (auto id : asked) {
+    EXPECT_TRUE(a->answers[id].closed);
+    given += a->answers[id].status == 200;
+    refused += a->answers[id].status == 429;
+  }
+  EXPECT_EQ(given + refused, asked.size());
+  EXPECT_GT(given, 1u);
+  EXPECT_LE(given * size, kAnswersQueuedMax + size);
+  EXPECT_GT(refused, 0u);
+
+  stream = a->post(ts2021::kMapPath, request);
+  a->pump();
+  EXPECT_EQ(a->answers[stream].status, 200);
+}
+
 TEST(Coordinator, SlowReaderLosesItsStreamAndComesBack) {
   World w;
   w.account("smith");

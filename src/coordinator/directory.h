@@ -111,7 +111,7 @@ class Directory final : public Service {
   // ---- nodes, for the coordinator ----
   // `machine` is the key that the Noise session proved.
   RegisterOutcome register_node(Clock clock, const MachinePublic& machine, const ts2021::RegisterRequest& request);
-  // The answer to those who waited for a decided pending id.
+  // The answer to those who waited for a decided pending id, to their request or what needed_later() kept of it.
   RegisterOutcome decided(Clock clock, const MachinePublic& machine, const ts2021::RegisterRequest& request);
   Member* find_by_node_key(const NodePublic& key);
   Member* find(NodeId id);
@@ -225,5 +225,7 @@ class Directory final : public Service {
 
 // The part of Hostinfo that peers may see, each text cut to kHostinfoTextMax.
 ts2021::Hostinfo hostinfo_for_peers(const ts2021::Hostinfo& hostinfo);
+// What Directory::decided() reads of a request that waits: a few hundred bytes of a text of up to kRegisterSizeMax.
+ts2021::RegisterRequest needed_later(const ts2021::RegisterRequest& request);
 
 }  // namespace porthole::coordinator

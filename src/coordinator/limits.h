@@ -23,8 +23,12 @@ constexpr std::size_t kPendingMax = 1024;
 constexpr Duration kPendingLifetime = 15min;
 // Open control connections. A node needs one and a dial race makes two or three for a moment; each costs about 20 KiB.
 constexpr std::size_t kSessionsMax = 50'000;
-// Map stream, Followup and updates of several nodes on one machine.
-constexpr std::size_t kWaitersPerSessionMax = 16;
+// Text of a registration. Go clients send 1 to 2 KiB; Hostinfo's list of listening services is what can make it longer,
+// at some 60 bytes a service.
+constexpr std::size_t kRegisterSizeMax = 64u << 10;
+// Sessions that wait for the same login: the client's, and those it lost without a word and that the keep-alives have not
+// found dead yet. Only the machine that began a login may wait for it, so kPendingMax times this wait in all.
+constexpr std::size_t kWaitersPerLoginMax = 4;
 // Endpoints kept of one node: real ones announce below 20.
 constexpr std::size_t kEndpointsPerNodeMax = 64;
 // Text of one Hostinfo field; names and versions are below 100 bytes.
@@ -38,6 +42,9 @@ constexpr Duration kFlushSpacing = 10ms;
 // Sealed bytes made ahead of the socket, per session: a few records, so that back-pressure reaches the queue with a
 // bound, which is the map stream's.
 constexpr std::size_t kSealedAheadMax = 4 * 4096;
+// Answers queued for one session beyond which it gets no further whole map: one of the largest account. A client reads a
+// map before it asks for the next; one that asks on all its HTTP/2 streams and reads none would cost a map each.
+constexpr std::size_t kAnswersQueuedMax = kNodesPerAccountMax * 1024;
 // How far a map stream may lag behind, on top of its own first map, before it is reset (the next one starts with a full
 // map, which is cheaper than a longer queue). 256 KiB are some 2,000 patches.
 constexpr std::size_t kStreamBacklogMax = 256u << 10;

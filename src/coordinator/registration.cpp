@@ -163,6 +163,15 @@ RegisterOutcome Directory::register_interactive(Clock clock, const MachinePublic
   return out;
 }
 
+ts2021::RegisterRequest needed_later(const ts2021::RegisterRequest& request) {
+  ts2021::RegisterRequest out;
+  out.version = request.version;
+  out.node_key = request.node_key;
+  out.ephemeral = request.ephemeral;
+  if (request.hostinfo) out.hostinfo = hostinfo_for_peers(*request.hostinfo);
+  return out;
+}
+
 RegisterOutcome Directory::decided(Clock clock, const MachinePublic& machine, const ts2021::RegisterRequest& request) {
   Member* member = find_by_node_key(request.node_key);
   if (member && member->record.machine == machine && !member->expired(clock.wall)) return accept(accepted(*member));

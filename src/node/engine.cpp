@@ -363,7 +363,9 @@ std::optional<Event> Engine::poll_event() {
 }
 
 void Engine::emit(Event event) {
-  if (events_.size() < kEventsMax) events_.push_back(std::move(event));
+  if (events_.size() + 1 < kEventsMax) events_.push_back(std::move(event));
+  else if (events_.size() < kEventsMax)
+    events_.push_back(NoticeEvent{{ErrorCode::kLimit, "too much happened to this node at once; some of it was not told"}});
 }
 
 // ---- state ----

@@ -57,7 +57,7 @@ constexpr Duration kSlept = 10s;
 constexpr Duration kRelayPatience = 3s;
 
 // Events that wait for the runtime; it drains them every turn, so this bounds one turn. A 10,000-peer map gives one
-// PeersEvent, not 10,000 events.
+// PeersEvent, not 10,000 events. The last one says that others were lost.
 constexpr std::size_t kEventsMax = 65536;
 
 // Pings through the tunnel that wait for an answer, and for how long: as with disco pings (paths).

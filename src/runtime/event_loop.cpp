@@ -77,16 +77,23 @@ void EventLoop::remove(Token token) {
   free_.push_back(static_cast<std::uint32_t>(token & 0xffffffffu));
 }
 
-bool EventLoop::post(std::function<void()> work) {
+EventLoop::Posted EventLoop::post(std::function<void()> work) { return put(std::move(work), kPostedMax); }
+
+bool EventLoop::post_always(std::function<void()> work) {
+  return put(std::move(work), static_cast<std::size_t>(-1)) == Posted::kPosted;
+}
+
+EventLoop::Posted EventLoop::put(std::function<void()> work, std::size_t most) {
   {
     std::lock_guard lock(mutex_);
-    if (closed_) return false;
+    if (closed_) return Posted::kClosed;
+    if (posted_.size() >= most) return Posted::kFull;
     posted_.push_back(std::move(work));
-    if (posted_.size() > 1) return true;
+    if (posted_.size() > 1) return Posted::kPosted;
   }
   std::uint64_t one = 1;
   [[maybe_unused]] ssize_t n = ::write(wake_.get(), &one, sizeof one);
-  return true;
+  return Posted::kPosted;
 }
 
 void EventLoop::close() {
@@ -99,7 +106,7 @@ void EventLoop::close() {
   for (auto& f : last) f();
 }
 
-void EventLoop::wait(Instant now, Instant until) {
+int EventLoop::wait(Instant now, Instant until) {
   timespec wait{};
   timespec* limit = nullptr;
   if (until != Instant::max()) {
@@ -113,6 +120,7 @@ void EventLoop::wait(Instant now, Instant until) {
     int ms = limit ? static_cast<int>((until <= now ? 0 : (until - now).count() + 999'999) / 1'000'000) : -1;
     ready_count_ = ::epoll_wait(epoll_.get(), ready_, kEventsPerTurn, ms);
   }
+  return ready_count_;
 }
 
 void EventLoop::dispatch() {

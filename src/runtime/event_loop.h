@@ -20,6 +20,10 @@ class FdHandler {
   virtual void on_ready(bool readable, bool writable, bool hangup) = 0;
 };
 
+// What waits for the loop when other threads ask faster than it turns, or it is stuck. Nearly every question is a thread
+// that waits for the answer, and few programs have that many.
+constexpr std::size_t kPostedMax = 4096;
+
 class EventLoop {
  public:
   EventLoop();
@@ -31,13 +35,16 @@ class EventLoop {
   void change(Token token, bool want_read, bool want_write);
   void remove(Token token);
 
-  // Any thread: runs `work` on the loop's thread soon. False once the loop is closed.
-  bool post(std::function<void()> work);
+  // Any thread: runs `work` on the loop's thread soon. Anything but kPosted: it will not run.
+  enum class Posted { kPosted, kClosed, kFull };
+  Posted post(std::function<void()> work);
+  // For what must run, and whose number has another bound: never kFull. False once the loop is closed.
+  bool post_always(std::function<void()> work);
   // The loop's thread: nothing more can be posted; what was posted before runs now.
   void close();
 
-  // Waits until something is ready or `until` passed.
-  void wait(Instant now, Instant until);
+  // Waits until something is ready or `until` passed. How many descriptors are ready.
+  int wait(Instant now, Instant until);
   // Calls the handlers of what wait() found, then runs posted work. The caller reads the clock in between.
   void dispatch();
 
@@ -49,6 +56,7 @@ class EventLoop {
     std::uint32_t events = 0;
   };
   Slot* find(Token token);
+  Posted put(std::function<void()> work, std::size_t most);
 
   static constexpr int kEventsPerTurn = 128;
   UniqueFd epoll_, wake_;

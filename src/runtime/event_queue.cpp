@@ -5,12 +5,14 @@
 namespace porthole::runtime {
 namespace {
 constexpr std::size_t kEventsWaitingMax = 1024;  // porthole.h
+// The same in bytes: the largest event names all peers of a new map, which are 0.7 MB for 10,000.
+constexpr std::size_t kEventBytesMax = 4 << 20;
 }
 
 void EventQueue::push(std::string json, bool droppable) {
   std::lock_guard lock(mutex_);
   if (closed_) return;
-  if (entries_.size() >= kEventsWaitingMax) {
+  while (!entries_.empty() && (entries_.size() >= kEventsWaitingMax || bytes_ + json.size() > kEventBytesMax)) {
     auto victim = entries_.begin();
     for (auto it = entries_.begin(); it != entries_.end(); ++it) {
       if (it->droppable) {
@@ -18,8 +20,10 @@ void EventQueue::push(std::string json, bool droppable) {
         break;
       }
     }
+    bytes_ -= victim->json.size();
     entries_.erase(victim);
   }
+  bytes_ += json.size();
   entries_.push_back({std::move(json), droppable});
   std::uint64_t one = 1;
   [[maybe_unused]] ssize_t n = ::write(wake_fd_, &one, sizeof one);
@@ -47,6 +51,7 @@ Result<std::optional<std::string>> EventQueue::next(int timeout_ms) {
   }
   std::string json = std::move(entries_.front().json);
   entries_.pop_front();
+  bytes_ -= json.size();
   if (entries_.empty() && !closed_) {
     std::uint64_t count;
     [[maybe_unused]] ssize_t n = ::read(wake_fd_, &count, sizeof count);

@@ -1,4 +1,4 @@
-// Our own bounds of what the runtime does for the app's datagrams, each with its reason.
+// Our own bounds of what the runtime does for the app, each with its reason.
 #pragma once
 
 #include <cstddef>
@@ -24,6 +24,10 @@ constexpr Duration kForwardHalfClosed = 10min;
 // The netstack's share of the memory there is, at most what StackConfig says; less than the floor would not hold one fast
 // connection.
 constexpr std::uint64_t kStackMemoryShare = 8, kStackMemoryMin = 8u << 20;
+
+// Calls that wait for the same thing (the node to run, a peer, a connection, an answer): a thread each, or a connection of
+// the proxy's, which has fewer.
+constexpr std::size_t kWaitersMax = 1024;
 
 // What fits into one packet of the tailnet (MTU 1280) behind the IP and UDP headers.
 constexpr std::size_t kDatagramMaxV4 = 1280 - 20 - 8, kDatagramMaxV6 = 1280 - 40 - 8;

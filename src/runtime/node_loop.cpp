@@ -176,7 +176,7 @@ void NodeRuntime::Loop::run() {
 
 void NodeRuntime::Loop::request_stop() {
   stop_ = true;
-  loop_.post([] {});
+  loop_.post_always([] {});
 }
 
 void NodeRuntime::Loop::stop_now() {
@@ -478,16 +478,19 @@ Error NodeRuntime::Loop::why_not_running() const {
 // ---- blocking calls of the app ----
 
 void NodeRuntime::Loop::wait_running(std::shared_ptr<Pending<bool>> p) {
+  if (!has_room(running_waiters_, p)) return;
   running_waiters_.push_back(std::move(p));
   resolve_waiters();
 }
 
 void NodeRuntime::Loop::wait_peer(const std::string& name, std::shared_ptr<Pending<bool>> p) {
+  if (!has_room(peer_waits_, p, [](const PeerWait& w) -> const auto& { return w.pending; })) return;
   peer_waits_.push_back({name, {}, std::move(p)});
   resolve_waiters();
 }
 
 void NodeRuntime::Loop::logout(std::shared_ptr<Pending<bool>> p) {
+  if (!has_room(logout_waiters_, p)) return;
   logout_waiters_.push_back(std::move(p));
   engine_->logout(clock_);
 }

@@ -33,7 +33,7 @@ constexpr std::size_t kScratchBytes = 64 * 1024;
 class EventQueue {
  public:
   explicit EventQueue(int wake_fd) : wake_fd_(wake_fd) {}
-  // `droppable` ones go first when nobody reads.
+  // `droppable` ones go first when nobody reads, then the oldest; the newest always gets in.
   void push(std::string json, bool droppable);
   void close();
   // nullopt after the time; kCancelled once closed and empty.
@@ -48,6 +48,7 @@ class EventQueue {
   std::mutex mutex_;
   std::condition_variable ready_;
   std::deque<Entry> entries_;
+  std::size_t bytes_ = 0;      // of the entries' texts
   bool closed_ = false;
 };
 
@@ -73,8 +74,9 @@ class NodeRuntime::Loop final : public std::enable_shared_from_this<NodeRuntime:
   Status open();
   void run();
 
-  // Any thread: runs on the loop's thread. False when the loop has ended.
-  bool post(std::function<void()> work) { return loop_.post(std::move(work)); }
+  // Any thread: runs on the loop's thread. As the loop's own.
+  EventLoop::Posted post(std::function<void()> work) { return loop_.post(std::move(work)); }
+  bool post_always(std::function<void()> work) { return loop_.post_always(std::move(work)); }
   void request_stop();
   EventQueue& events() { return events_; }
   FdLog& log() { return log_; }

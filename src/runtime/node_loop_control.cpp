@@ -20,6 +20,11 @@ namespace {
 namespace json = boost::json;
 constexpr std::size_t kLineMax = 4096;
 constexpr std::size_t kConnectionsMax = 32;
+// While more than this of its answers has not been read, a connection's next command waits. An answer is a few KiB, or
+// 0.5 KiB a peer.
+constexpr std::size_t kUnreadMax = 64 * 1024;
+// Commands of one connection that wait for their answers; our own programs ask one at a time.
+constexpr std::size_t kWaitingMax = 16;
 constexpr std::int64_t kDialMsMax = 600'000;
 
 std::string failure(const Error& e) {
@@ -39,27 +44,30 @@ class NodeRuntime::Loop::ControlConnection final : public FdHandler,
     if (token_) loop_.loop_.remove(token_);
   }
 
-  void on_ready(bool readable, bool, bool) override {
+  void on_ready(bool, bool, bool) override {
     auto keep = shared_from_this();
-    if (readable && !read()) return close();
-    if (!flush()) return close();
+    if (!flush() || !read() || !flush()) close();
   }
 
  private:
+  bool full() const { return out_.size() > kUnreadMax; }
+
+  // What was read before first: it may have waited for its predecessors' answers to be taken.
   bool read() {
     char block[1024];
     for (;;) {
+      for (std::size_t end; !full() && (end = in_.find('\n')) != std::string::npos;) {
+        std::string line = in_.substr(0, end);
+        in_.erase(0, end + 1);
+        handle(line);
+      }
+      if (full() || !token_) return true;
       ssize_t n = ::recv(fd_.get(), block, sizeof block, MSG_DONTWAIT);
       if (n < 0 && errno == EINTR) continue;
       if (n < 0 && errno == EAGAIN) return true;
       if (n <= 0) return false;
       in_.append(block, static_cast<std::size_t>(n));
       if (in_.size() > kLineMax) return false;
-      for (std::size_t end; (end = in_.find('\n')) != std::string::npos;) {
-        std::string line = in_.substr(0, end);
-        in_.erase(0, end + 1);
-        handle(line);
-      }
     }
   }
 
@@ -95,16 +103,20 @@ class NodeRuntime::Loop::ControlConnection final : public FdHandler,
   // An answer that comes when the loop has it. The connection may be gone by then.
   template <typename T, typename F>
   void later(F&& start) {
+    if (waiting_.size() >= kWaitingMax)
+      return answer(failure({ErrorCode::kLimit, std::to_string(kWaitingMax) + " commands of this connection wait for their answers already"}));
     auto p = std::make_shared<Pending<T>>();
-    p->on_set([self = weak_from_this()](const Result<T>& r) {
+    const std::uint64_t number = next_waiting_++;
+    p->on_set([self = weak_from_this(), number](const Result<T>& r) {
       auto me = self.lock();
       if (!me) return;
+      me->waiting_.erase(number);
       if (!r) return me->answer(failure(r.error()));
       if constexpr (std::is_same_v<T, std::string>) me->answer(success(*r));
       else if constexpr (std::is_same_v<T, UniqueFd>) me->answer_with(r->get());
       else me->answer(success("{}"));
     });
-    waiting_.push_back(p);
+    waiting_[number] = p;
     start(p);
   }
 
@@ -128,7 +140,9 @@ class NodeRuntime::Loop::ControlConnection final : public FdHandler,
       if (n <= 0) return false;
       out_.erase(0, static_cast<std::size_t>(n));
     }
-    if (token_) loop_.loop_.change(token_, true, !out_.empty());
+    // A command that was read and had to wait goes on as soon as the socket takes more.
+    bool goes_on = !full() && in_.find('\n') != std::string::npos;
+    if (token_) loop_.loop_.change(token_, !full(), !out_.empty() || goes_on);
     return true;
   }
 
@@ -145,7 +159,8 @@ class NodeRuntime::Loop::ControlConnection final : public FdHandler,
   UniqueFd fd_;
   EventLoop::Token token_ = 0;
   std::string in_, out_;
-  std::vector<std::shared_ptr<void>> waiting_;   // keeps the loop from treating the question as abandoned
+  std::map<std::uint64_t, std::shared_ptr<void>> waiting_;   // keeps the loop from treating the question as abandoned
+  std::uint64_t next_waiting_ = 0;
 };
 
 void NodeRuntime::Loop::add_control(UniqueFd fd) {

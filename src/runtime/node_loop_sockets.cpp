@@ -28,6 +28,7 @@ netstack::ConnectOptions forward_options() {
 void NodeRuntime::Loop::when_running(Duration timeout, std::function<void(Status)> action) {
   if (engine_->state() == node::NodeState::kRunning) return action({});
   if (auto why = hopeless()) return action(*why);
+  if (when_running_.size() >= kWaitersMax) return action(too_many_wait());  // each ends with its time
   when_running_.push_back({clock_.now + timeout, std::move(action)});
 }
 
@@ -195,6 +196,7 @@ void NodeRuntime::Loop::tell_listener(AppListener& l) {
 void NodeRuntime::Loop::accept(std::uint64_t listener, std::shared_ptr<Pending<Accepted>> p) {
   auto it = listeners_.find(listener);
   if (it == listeners_.end()) return p->set(Error{ErrorCode::kCancelled, "the listener was closed"});
+  if (!has_room(it->second.waiters, p)) return;
   it->second.waiters.push_back(std::move(p));
   accept_app(it->second);
 }

@@ -157,6 +157,7 @@ Result<std::string> NodeRuntime::Loop::whois(const std::string& text) const {
 // ---- netcheck ----
 
 void NodeRuntime::Loop::netcheck(std::shared_ptr<Pending<std::string>> p) {
+  if (!has_room(netchecks_, p)) return;
   netchecks_.push_back(std::move(p));
   engine_->netcheck(clock_);
 }
@@ -188,14 +189,12 @@ void NodeRuntime::Loop::answer_netchecks(const paths::NetcheckReport& r) {
 // ---- pings ----
 
 void NodeRuntime::Loop::ping(const std::string& name, PingKind kind, std::shared_ptr<Pending<std::string>> p) {
-  if (engine_->state() != node::NodeState::kRunning) {
-    if (auto why = hopeless()) return p->set(*why);
-    when_running_.push_back({clock_.now + kPingTimeout, [this, name, kind, p](Status s) {
-                               if (!s) return p->set(s.error());
-                               ping(name, kind, p);
-                             }});
-    return;
-  }
+  if (engine_->state() != node::NodeState::kRunning)
+    return when_running(kPingTimeout, [this, name, kind, p](Status s) {
+      if (!s) return p->set(s.error());
+      ping(name, kind, p);
+    });
+  if (pings_.size() >= kWaitersMax) return p->set(too_many_wait());  // each ends with its time
   auto addresses = engine_->resolve_name(name);
   if (!addresses) return p->set(addresses.error());
   auto own = engine_->own_addresses();

@@ -34,11 +34,21 @@ struct SignalsBlocked {
   sigset_t before;
 };
 
+// Puts work on the loop, or says why it cannot be done.
+Status post(const std::shared_ptr<NodeRuntime::Loop>& loop, std::function<void()> work) {
+  switch (loop->post(std::move(work))) {
+    case EventLoop::Posted::kPosted: return {};
+    case EventLoop::Posted::kClosed: return closed_error();
+    case EventLoop::Posted::kFull: break;
+  }
+  return Error{ErrorCode::kLimit, std::to_string(kPostedMax) + " calls wait for the node already; try again when some have returned"};
+}
+
 // Runs `work` on the loop and waits for its return value.
 template <typename T>
 Result<T> ask(const std::shared_ptr<NodeRuntime::Loop>& loop, std::function<Result<T>()> work) {
   auto p = std::make_shared<Pending<T>>();
-  if (!loop->post([p, work = std::move(work)] { p->set(work()); })) return closed_error();
+  if (Status s = post(loop, [p, work = std::move(work)] { p->set(work()); }); !s) return s.error();
   auto r = p->wait(kAnswerMs);
   if (!r) return Error{ErrorCode::kInternal, "the node does not answer"};
   return std::move(*r);
@@ -138,7 +148,7 @@ void NodeRuntime::close() {
 
 Status NodeRuntime::wait_running(int timeout_ms) {
   auto p = std::make_shared<Pending<bool>>();
-  if (!loop_->post([l = loop_, p] { l->wait_running(p); })) return closed_error();
+  if (Status s = post(loop_, [l = loop_, p] { l->wait_running(p); }); !s) return s.error();
   auto r = p->wait(timeout_ms);
   if (!r) {
     // As an error in any case: the reason, or that the node was closed meanwhile.
@@ -149,7 +159,7 @@ Status NodeRuntime::wait_running(int timeout_ms) {
 
 Status NodeRuntime::wait_peer(const std::string& peer, int timeout_ms) {
   auto p = std::make_shared<Pending<bool>>();
-  if (!loop_->post([l = loop_, p, peer] { l->wait_peer(peer, p); })) return closed_error();
+  if (Status s = post(loop_, [l = loop_, p, peer] { l->wait_peer(peer, p); }); !s) return s.error();
   auto r = p->wait(timeout_ms);
   if (!r) return timeout_error(peer + " could not be reached", timeout_ms);
   return *r ? Status() : Status(r->error());
@@ -157,7 +167,7 @@ Status NodeRuntime::wait_peer(const std::string& peer, int timeout_ms) {
 
 Status NodeRuntime::logout(int timeout_ms) {
   auto p = std::make_shared<Pending<bool>>();
-  if (!loop_->post([l = loop_, p] { l->logout(p); })) return closed_error();
+  if (Status s = post(loop_, [l = loop_, p] { l->logout(p); }); !s) return s.error();
   auto r = p->wait(timeout_ms);
   if (!r) return timeout_error("the coordination server did not confirm the logout", timeout_ms);
   return *r ? Status() : Status(r->error());
@@ -178,8 +188,8 @@ Result<UniqueFd> NodeRuntime::dial(const std::string& network, const std::string
   if (!target) return target.error();
   if (timeout_ms < 0) timeout_ms = kDialDefaultMs;
   auto p = std::make_shared<Pending<UniqueFd>>();
-  if (!loop_->post([l = loop_, p, to = *target, timeout_ms] { l->dial(to, std::chrono::milliseconds(timeout_ms), p); }))
-    return closed_error();
+  if (Status s = post(loop_, [l = loop_, p, to = *target, timeout_ms] { l->dial(to, std::chrono::milliseconds(timeout_ms), p); }); !s)
+    return s.error();
   auto r = p->wait(timeout_ms + 1000);  // the connect has its own limit
   if (!r) return timeout_error("no connection to " + address, timeout_ms);
   return std::move(*r);
@@ -193,8 +203,8 @@ Result<UniqueFd> NodeRuntime::begin_dial(const std::string& network, const std::
   if (timeout_ms < 0) timeout_ms = kDialDefaultMs;
   auto p = std::make_shared<Pending<UniqueFd>>();
   p->on_set([ours = std::make_shared<UniqueFd>(std::move(pair->first))](const Result<UniqueFd>& r) { tell_dialled(ours->get(), r); });
-  if (!loop_->post([l = loop_, p, to = *target, timeout_ms] { l->dial(to, std::chrono::milliseconds(timeout_ms), p); }))
-    return closed_error();
+  if (Status s = post(loop_, [l = loop_, p, to = *target, timeout_ms] { l->dial(to, std::chrono::milliseconds(timeout_ms), p); }); !s)
+    return s.error();
   return std::move(pair->second);
 }
 
@@ -204,11 +214,16 @@ Result<NodeRuntime::ListenerRef> NodeRuntime::listen(std::uint16_t port) {
 
 Result<NodeRuntime::Accepted> NodeRuntime::accept(std::uint64_t listener, int timeout_ms) {
   auto p = std::make_shared<Pending<Accepted>>();
-  if (!loop_->post([l = loop_, p, listener] { l->accept(listener, p); })) return closed_error();
+  if (Status s = post(loop_, [l = loop_, p, listener] { l->accept(listener, p); }); !s) return s.error();
   auto r = p->wait(timeout_ms);
   if (!r) {
     // A connection that was given at this very moment is not lost.
-    (void)ask<bool>(loop_, [l = loop_, p, listener]() -> Result<bool> { l->cancel_accept(listener, p); return true; });
+    auto cancelled = std::make_shared<Pending<bool>>();
+    if (loop_->post_always([l = loop_, p, listener, cancelled] {
+          l->cancel_accept(listener, p);
+          cancelled->set(true);
+        }))
+      cancelled->wait(kAnswerMs);
     r = p->wait(0);
   }
   if (!r) return timeout_error("nobody connected", timeout_ms);
@@ -216,10 +231,12 @@ Result<NodeRuntime::Accepted> NodeRuntime::accept(std::uint64_t listener, int ti
 }
 
 void NodeRuntime::close_listener(std::uint64_t listener) {
-  (void)ask<bool>(loop_, [l = loop_, listener]() -> Result<bool> {
+  auto p = std::make_shared<Pending<bool>>();
+  auto close = [l = loop_, listener, p] {
     l->close_listener(listener);
-    return true;
-  });
+    p->set(true);
+  };
+  if (loop_->post_always(std::move(close))) (void)p->wait(kAnswerMs);   // always: once a listener
 }
 
 Status NodeRuntime::expose(std::uint16_t port, const std::string& local_address, int max_connections) {
@@ -254,7 +271,7 @@ Result<std::string> NodeRuntime::exposed_udp_peer(std::uint16_t local_port) {
 
 Result<std::string> NodeRuntime::ping(const std::string& peer, int timeout_ms) {
   auto p = std::make_shared<Pending<std::string>>();
-  if (!loop_->post([l = loop_, p, peer] { l->ping(peer, Loop::PingKind::kDisco, p); })) return closed_error();
+  if (Status s = post(loop_, [l = loop_, p, peer] { l->ping(peer, Loop::PingKind::kDisco, p); }); !s) return s.error();
   auto r = p->wait(timeout_ms);
   if (!r) return timeout_error(peer + " did not answer", timeout_ms);
   return std::move(*r);
@@ -262,7 +279,7 @@ Result<std::string> NodeRuntime::ping(const std::string& peer, int timeout_ms) {
 
 Result<std::string> NodeRuntime::netcheck(int timeout_ms) {
   auto p = std::make_shared<Pending<std::string>>();
-  if (!loop_->post([l = loop_, p] { l->netcheck(p); })) return closed_error();
+  if (Status s = post(loop_, [l = loop_, p] { l->netcheck(p); }); !s) return s.error();
   auto r = p->wait(timeout_ms);
   if (!r) return timeout_error("the network check did not finish", timeout_ms);
   return std::move(*r);

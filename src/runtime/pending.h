@@ -4,10 +4,13 @@
 #include <chrono>
 #include <condition_variable>
 #include <functional>
+#include <memory>
 #include <mutex>
 #include <optional>
+#include <string>
 
 #include "base/result.h"
+#include "runtime/limits.h"
 
 namespace porthole::runtime {
 
@@ -45,5 +48,24 @@ class Pending {
   std::optional<Result<T>> result_;
   std::function<void(const Result<T>&)> on_set_;
 };
+
+inline Error too_many_wait() {
+  return {ErrorCode::kLimit, std::to_string(kWaitersMax) + " calls wait for the same already; try again when some have returned"};
+}
+
+// Room for one more among those that wait, kWaitersMax at most once those that gave up are forgotten. Without it, `p` is
+// answered with the error. `pending_of` gives the Pending of an entry.
+template <typename List, typename T, typename F>
+bool has_room(List& list, const std::shared_ptr<Pending<T>>& p, F pending_of) {
+  if (list.size() < kWaitersMax) return true;
+  std::erase_if(list, [&](const auto& entry) { return pending_of(entry).use_count() == 1; });
+  if (list.size() < kWaitersMax) return true;
+  p->set(too_many_wait());
+  return false;
+}
+template <typename List, typename T>
+bool has_room(List& list, const std::shared_ptr<Pending<T>>& p) {
+  return has_room(list, p, [](const auto& entry) -> const auto& { return entry; });
+}
 
 }  // namespace porthole::runtime

@@ -61,7 +61,7 @@ void Resolver::resolve(const std::string& host, Done done) {
       std::lock_guard lock(box->mutex);
       --box->running;
       if (!box->loop) return;
-      box->loop->post([box, done = std::move(done), result = std::move(result)]() mutable {
+      box->loop->post_always([box, done = std::move(done), result = std::move(result)]() mutable {
         // On the loop's thread; the resolver may be gone by now.
         bool alive;
         {

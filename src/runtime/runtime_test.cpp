@@ -20,24 +20,13 @@
 #include "runtime/resolver.h"
 #include "runtime/sockaddr.h"
 #include "runtime/state_store.h"
+#include "runtime/temp_dir_for_test.h"
 #include "runtime/udp_socket.h"
 
 namespace porthole::runtime {
 namespace {
 
-class TempDir {
- public:
-  TempDir() {
-    char pattern[] = "/tmp/porthole-test-XXXXXX";
-    path_ = ::mkdtemp(pattern);
-  }
-  ~TempDir() { std::filesystem::remove_all(path_); }
-  const std::string& path() const { return path_; }
-  std::string file(const std::string& name) const { return path_ + "/" + name; }
-
- private:
-  std::string path_;
-};
+using test::TempDir;
 
 void write_text(const std::string& path, const std::string& text) { std::ofstream(path) << text; }
 
@@ -179,11 +168,23 @@ TEST(StateStore, DamagedForeignAndNewerFilesAreErrorsAndStay) {
 TEST(EventLoop, PostFromAnotherThreadWakesTheLoop) {
   EventLoop loop;
   bool ran = false;
-  std::thread other([&] { EXPECT_TRUE(loop.post([&] { ran = true; })); });
+  std::thread other([&] { EXPECT_EQ(loop.post([&] { ran = true; }), EventLoop::Posted::kPosted); });
   EXPECT_TRUE(turn(loop, [&] { return ran; }));
   other.join();
   loop.close();
-  EXPECT_FALSE(loop.post([] {}));
+  EXPECT_EQ(loop.post([] {}), EventLoop::Posted::kClosed);
+  EXPECT_FALSE(loop.post_always([] {}));
+}
+
+TEST(EventLoop, WhatWaitsIsBoundedAndNothingThatWasTakenIsLost) {
+  EventLoop loop;
+  std::size_t ran = 0;
+  for (std::size_t i = 0; i < kPostedMax; ++i) ASSERT_EQ(loop.post([&] { ++ran; }), EventLoop::Posted::kPosted);
+  EXPECT_EQ(loop.post([&] { ran += 1'000'000; }), EventLoop::Posted::kFull);
+  EXPECT_TRUE(loop.post_always([&] { ++ran; }));
+  EXPECT_TRUE(turn(loop, [&] { return ran > 0; }));
+  EXPECT_EQ(ran, kPostedMax + 1);
+  EXPECT_EQ(loop.post([] {}), EventLoop::Posted::kPosted);
 }
 
 TEST(Resolver, LiteralsAndLocalhostAnswerAtOnceAndUnknownNamesFail) {

@@ -59,6 +59,7 @@ void Splice::handle_event(const netstack::SocketEvent& event) {
 
 void Splice::on_ready(bool readable, bool writable, bool hangup) {
   if (finished_) return;
+  hung_up_ = hung_up_ || hangup;
   if (writable) {
     local_full_ = false;
     pump_out();
@@ -177,14 +178,17 @@ void Splice::pump_out() {
 void Splice::update() {
   if (finished_) return;
   if (peer_eof_ && fin_sent_) return finish();
-  if (local_eof_ && peer_eof_) {
-    // Only the stack has work left. A hang-up cannot be masked, so the descriptor leaves the loop.
+  if ((local_eof_ && peer_eof_) || (hung_up_ && stack_full_)) {
+    // Only the stack has work left, or nothing can be read until kWritable. A hang-up cannot be masked: the loop would
+    // wake for it again and again, so the descriptor leaves the loop.
     if (token_) loop_.remove(token_);
     token_ = 0;
     return;
   }
   bool more_out = !local_full_ && stack_.readable(socket_) > 0;
-  loop_.change(token_, !local_eof_ && !stack_full_, local_full_ || more_out);
+  bool want_read = !local_eof_ && !stack_full_, want_write = local_full_ || more_out;
+  if (token_) loop_.change(token_, want_read, want_write);
+  else token_ = loop_.add(fd_.get(), *this, want_read, want_write);
 }
 
 void Splice::break_both() {

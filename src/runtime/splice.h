@@ -56,6 +56,7 @@ class Splice final : public FdHandler {
   bool peer_eof_ = false;     // the peer will send no more and everything was delivered
   bool local_full_ = false;   // the local socket's buffer is full
   bool stack_full_ = false;   // the connection's send buffer is full
+  bool hung_up_ = false;      // the app is gone; what it sent before may still wait in the local socket
   bool finished_ = false;
 };
 

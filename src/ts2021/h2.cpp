@@ -485,6 +485,12 @@ std::size_t H2Server::queued(H2StreamId id) const {
   return s == nullptr ? 0 : s->out.left();
 }
 
+std::size_t H2Server::queued() const {
+  std::size_t size = 0;  // of at most kServerStreamsMax
+  for (const auto& [id, s] : impl_->streams) size += s->out.left();
+  return size;
+}
+
 void H2Server::end(H2StreamId id) {
   Impl::Stream* s = impl_->find(id);
   if (s == nullptr || !s->answered || s->ended) return;

@@ -120,8 +120,9 @@ class H2Server {
   // Queues bytes of a streaming answer. False: the stream is gone, or the queue (kServerStreamQueueSizeMax) would
   // overflow; nothing was taken then.
   bool send_data(H2StreamId stream, Bytes bytes);
-  // Bytes queued and not yet framed; how far this client lags behind.
+  // Bytes queued and not yet framed; how far this client lags behind. Without a stream: of all.
   std::size_t queued(H2StreamId stream) const;
+  std::size_t queued() const;
   void end(H2StreamId stream);
   void reset(H2StreamId stream, std::uint32_t error_code);
   // GOAWAY: no new streams; open ones may finish.

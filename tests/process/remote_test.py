@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import resource
+import select
 import signal
 import socket
 import sqlite3
@@ -279,6 +280,40 @@ def test_garbage_and_half_open_connections():
             s.close()
         text = remote.stderr()
         check(len(text) < 100_000, f"{len(text)} bytes of log from garbage")
+
+
+def test_a_client_that_is_always_behind():
+    """Requests without a pause, megabytes of their answers outstanding: costs what the kernel holds, and loses nothing."""
+    request = b"GET /register/x HTTP/1.1\r\nHost: x\r\n\r\n"
+    with Lab() as lab:
+        remote = lab.remote()
+        with connect(remote) as s:
+            s.sendall(request)
+            s.settimeout(20 * SLOW)
+            answer = s.recv(65536)
+            while b"</html>" not in answer:
+                answer += s.recv(65536)
+        most = lambda: next(int(l.split()[1]) for l in open(f"/proc/{remote.p.pid}/status") if l.startswith("VmHWM"))
+        before = most()
+        batch, batches = 100, 600  # some 40 MB of answers
+        with connect(remote) as s:
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+            s.setblocking(False)
+            unsent, asked, got, tail = b"", 0, 0, b""
+            while got < batch * batches * len(answer):
+                if not unsent and asked < batches:
+                    unsent, asked = batch * request, asked + 1
+                behind = asked * batch * len(answer) - got
+                readable, writable, _ = select.select([s], [s] if unsent and behind < 7 << 20 else [], [], 20 * SLOW)
+                check(readable or writable, f"nothing moves after {got} bytes")
+                if writable:
+                    unsent = unsent[s.send(unsent):]
+                else:
+                    block = s.recv(65536)
+                    check(block, f"closed after {got} bytes")
+                    got, tail = got + len(block), (tail + block)[-len(answer):]
+            check(tail.endswith(b"</html>\n"), f"the end: {tail[-100:]!r}")
+        check(most() - before < 4 << 10, f"{most() - before} KiB more than before")
 
 
 def test_goodbyes_that_are_not_taken():
