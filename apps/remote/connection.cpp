@@ -10,6 +10,7 @@
 #include "support/support.h"
 #include "ts2021/json.h"
 #include "ts2021/spec_constants.h"
+#include "ts2021/time_text.h"
 
 namespace porthole::remote {
 
@@ -179,7 +180,8 @@ void Connection::handle_bytes(MutBytes bytes) {
     if (!taken) {
       bool size = taken.error().code == ErrorCode::kLimit;
       close_when_sent_ = true;
-      answer_text(!size ? 400 : parser_.head_done() ? 413 : 431, taken.error().message + "\n");
+      ApiAnswer what = problem(!size ? 400 : parser_.head_done() ? 413 : 431, taken.error().message);
+      answer(what.status, what.content_type, what.body, what.headers);
       return;
     }
     bytes = bytes.subspan(*taken);
@@ -331,6 +333,8 @@ void Connection::answer(int status, std::string_view content_type, std::string_v
     list.push_back({"Content-Type", content_type});
     list.push_back({"Content-Length", length});
   }
+  const std::string date = ts2021::format_http_date(read_clock().wall);   // for clients whose clock is wrong
+  list.push_back({"Date", date});
   list.push_back({"X-Content-Type-Options", "nosniff"});
   if (close_when_sent_) list.push_back({"Connection", "close"});
   for (const auto& [name, value] : headers) list.push_back({name, value});
@@ -367,6 +371,26 @@ std::size_t Connection::fill(MutBytes out) {
 
 void Connection::pump() { write(); }
 
+// Closing a socket that holds unread bytes resets it, and whoever still sends a large body would never read our answer to it
+// (RFC 9112 9.6): the rest is read and dropped, within bounds.
+void Connection::linger() {
+  error_code ignored;
+  socket().shutdown(Tcp::shutdown_send, ignored);
+  writing_ = ending_ = true;
+  deadline_ = read_clock().now + kLingerTimeout;
+  drop_rest();
+}
+
+void Connection::drop_rest() {
+  socket().async_wait(Tcp::wait_read, [self = shared_from_this()](error_code e) {
+    if (self->phase_ == Phase::kClosed) return;
+    std::size_t n = e ? 0 : self->socket().read_some(asio::buffer(self->server_.read_buffer_), e);
+    self->lingered_ += n;
+    if (e || self->lingered_ > kLingerMax) self->close();
+    else self->drop_rest();
+  });
+}
+
 void Connection::write() {
   if (writing_ || phase_ == Phase::kClosed) return;
   auto* tls = std::get_if<Tls>(&stream_);
@@ -384,9 +408,12 @@ void Connection::write() {
       ending_ = true;
       deadline_ = read_clock().now + kRequestTimeout;
       tls->async_shutdown([self](error_code) {
-        self->close();
+        if (self->phase_ == Phase::kClosing) self->linger();
+        else self->close();
         self->server_.settle();
       });
+    } else if (phase_ == Phase::kClosing) {
+      linger();
     } else {
       close();
     }

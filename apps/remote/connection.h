@@ -49,6 +49,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void next_request();
   void upgrade_control(std::string_view handshake, MutBytes rest);
   void write();
+  void linger();
+  void drop_rest();
   std::size_t fill(MutBytes out);
 
   Server& server_;
@@ -64,7 +66,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
   bool writing_ = false;
   bool reading_ = false;
   bool close_when_sent_ = false;
-  bool ending_ = false;         // TLS's goodbye is under way
+  bool ending_ = false;         // TLS's goodbye is under way, or what comes behind it is dropped
+  std::size_t lingered_ = 0;    // bytes dropped
   bool in_request_ = false;
   bool asking_ = false;         // the enrolment API has not answered yet
   ByteVector behind_;           // read behind a request that is not over, at most one read

@@ -17,6 +17,9 @@ constexpr std::size_t kConnectionsPerAddressMax = 1024;
 constexpr Duration kRequestTimeout = 15s;
 // Between two requests of one connection.
 constexpr Duration kIdleTimeout = 60s;
+// What a client still sends after the answer that ends its connection: for so long, and so much.
+constexpr Duration kLingerTimeout = 2s;
+constexpr std::size_t kLingerMax = 8 << 20;
 constexpr Duration kSweepPeriod = 2s;
 // One read and one write: a full TLS record.
 constexpr std::size_t kReadSize = 16 * 1024;

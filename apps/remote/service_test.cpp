@@ -25,6 +25,7 @@
 #include "remote/headscale_for_test.h"
 #include "support/support.h"
 #include "ts2021/json.h"
+#include "ts2021/time_text.h"
 #include "wire/http.h"
 #include "wire/stun.h"
 
@@ -225,7 +226,17 @@ TEST_F(ServiceTest, FrontDoor) {
   EXPECT_NE(refused.find("wrong handshake initiation size"), std::string::npos);
   EXPECT_TRUE(raw("NONSENSE\r\n\r\n").starts_with("HTTP/1.1 400 "));
   EXPECT_TRUE(raw("GET / HTTP/1.1\r\nX: " + std::string(20000, 'x') + "\r\n\r\n").starts_with("HTTP/1.1 431 "));
-  EXPECT_TRUE(raw("POST /api/v1/accounts HTTP/1.1\r\nContent-Length: 99999\r\n\r\n" + std::string(20000, 'x')).starts_with("HTTP/1.1 413 "));
+  // Whoever sends too much, to its end, still reads why.
+  for (std::size_t size : {std::size_t{20'000}, std::size_t{3'000'000}}) {
+    auto large = parse_answer(raw("POST /api/v1/accounts HTTP/1.1\r\nContent-Length: 3000000\r\n\r\n" + std::string(size, 'x')), false);
+    EXPECT_EQ(large.status, 413);
+    EXPECT_EQ(large.headers["Content-Type"], "application/problem+json");
+    EXPECT_NE(large.body.find("larger than"), std::string::npos) << large.body;
+  }
+  // A client whose clock is wrong finds out here.
+  auto now = ts2021::parse_http_date(http("GET", "/health").headers["Date"]);
+  ASSERT_TRUE(now);
+  EXPECT_LT(std::abs(now->unix_s() - std::time(nullptr)), 60);
   // Two requests on one connection, sent at once.
   auto two = raw("GET /health HTTP/1.1\r\nHost: x\r\n\r\nGET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
   EXPECT_NE(two.find("HTTP/1.1 200", 10), std::string::npos);

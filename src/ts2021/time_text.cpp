@@ -152,19 +152,42 @@ std::optional<WallTime> parse_time(std::string_view text) {
 
 bool is_unset_time(std::string_view text) { return text.starts_with("0001-01-01T00:00:00"); }
 
+namespace {
+
+constexpr std::string_view kMonths = "JanFebMarAprMayJunJulAugSepOctNovDec";
+
+// Rounded down, before 1970 as well.
+struct Split {
+  explicit Split(WallTime time) {
+    std::int64_t seconds = time.unix_ns() / kSecond;
+    fraction = time.unix_ns() % kSecond;
+    if (fraction < 0) {
+      fraction += kSecond;
+      --seconds;
+    }
+    days = seconds / 86400;
+    second_of_day = seconds % 86400;
+    if (second_of_day < 0) {
+      second_of_day += 86400;
+      --days;
+    }
+  }
+  std::int64_t days = 0, second_of_day = 0, fraction = 0;
+};
+
+// "08:49:37"
+void put_clock(std::string& out, std::int64_t second_of_day) {
+  put(out, second_of_day / 3600, 2);
+  out += ':';
+  put(out, second_of_day / 60 % 60, 2);
+  out += ':';
+  put(out, second_of_day % 60, 2);
+}
+
+}  // namespace
+
 std::string format_time(WallTime time) {
-  std::int64_t seconds = time.unix_ns() / kSecond;
-  std::int64_t fraction = time.unix_ns() % kSecond;
-  if (fraction < 0) {
-    fraction += kSecond;
-    --seconds;
-  }
-  std::int64_t days = seconds / 86400;
-  std::int64_t second_of_day = seconds % 86400;
-  if (second_of_day < 0) {
-    second_of_day += 86400;
-    --days;
-  }
+  auto [days, second_of_day, fraction] = Split(time);
   const Civil c = civil_from_days(days);
   std::string out;
   out.reserve(30);
@@ -174,11 +197,7 @@ std::string format_time(WallTime time) {
   out += '-';
   put(out, c.day, 2);
   out += 'T';
-  put(out, second_of_day / 3600, 2);
-  out += ':';
-  put(out, second_of_day / 60 % 60, 2);
-  out += ':';
-  put(out, second_of_day % 60, 2);
+  put_clock(out, second_of_day);
   if (fraction != 0) {
     int width = 9;
     while (fraction % 10 == 0) {
@@ -192,8 +211,24 @@ std::string format_time(WallTime time) {
   return out;
 }
 
+std::string format_http_date(WallTime time) {
+  constexpr std::string_view kDays = "ThuFriSatSunMonTueWed";   // 1970-01-01 was a Thursday
+  const Split at(time);
+  const Civil c = civil_from_days(at.days);
+  std::string out(kDays.substr(static_cast<std::size_t>((at.days % 7 + 7) % 7) * 3, 3));
+  out += ", ";
+  put(out, c.day, 2);
+  out += ' ';
+  out += kMonths.substr((c.month - 1) * 3, 3);
+  out += ' ';
+  put(out, c.year, 4);
+  out += ' ';
+  put_clock(out, at.second_of_day);
+  out += " GMT";
+  return out;
+}
+
 std::optional<WallTime> parse_http_date(std::string_view text) {
-  constexpr std::string_view kMonths = "JanFebMarAprMayJunJulAugSepOctNovDec";
   TextReader r(text);
   r.take(3);
   r.literal(',');

@@ -20,5 +20,6 @@ constexpr std::string_view kUnsetTime = "0001-01-01T00:00:00Z";
 
 // HTTP-date of RFC 9110 section 5.6.7, fixed form only ("Sun, 06 Nov 1994 08:49:37 GMT").
 std::optional<WallTime> parse_http_date(std::string_view text);
+std::string format_http_date(WallTime time);
 
 }  // namespace porthole::ts2021

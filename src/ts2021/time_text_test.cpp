@@ -56,6 +56,11 @@ TEST(TimeText, RoundTripOverFourCenturies) {
 
 TEST(TimeText, HttpDate) {
   EXPECT_EQ(parse_http_date("Sun, 06 Nov 1994 08:49:37 GMT")->unix_s(), 784111777);
+  EXPECT_EQ(format_http_date(WallTime::from_unix_s(784111777)), "Sun, 06 Nov 1994 08:49:37 GMT");
+  for (std::int64_t s : {std::int64_t{0}, std::int64_t{-1}, std::int64_t{951782400}, std::int64_t{1709164799}, std::int64_t{4102444800}})
+    EXPECT_EQ(parse_http_date(format_http_date(WallTime::from_unix_s(s)))->unix_s(), s);
+  EXPECT_EQ(format_http_date(WallTime::from_unix_s(951782400)), "Tue, 29 Feb 2000 00:00:00 GMT");
+  EXPECT_EQ(format_http_date(WallTime::from_unix_s(-1)), "Wed, 31 Dec 1969 23:59:59 GMT");
   for (std::string_view bad : {"", "Sunday, 06-Nov-94 08:49:37 GMT", "Sun, 06 Nov 1994 08:49:37", "Sun, 06 Xxx 1994 08:49:37 GMT",
                                "Sun, 06 anF 1994 08:49:37 GMT", "Sun, 31 Feb 1994 08:49:37 GMT"}) {
     EXPECT_FALSE(parse_http_date(bad).has_value()) << bad;

@@ -388,7 +388,7 @@ def test_doctor_on_a_healthy_server():
             lines = out.stdout.splitlines()
             check(all(line.startswith("ok ") for line in lines[:-1]) and lines[-1].startswith("all well: ") and remote.url in lines[-1], f"{lines}")
             status, checks, _ = doctor(remote.url, *flags)
-            check(list(checks) == ["DNS", "TCP"] + (["TLS"] if flags[0] == "--ca-file" else []) + ["server", "upgrade", "relay", "UDP"], f"{list(checks)}")
+            check(list(checks) == ["DNS", "TCP"] + (["TLS"] if flags[0] == "--ca-file" else []) + ["clock", "server", "upgrade", "relay", "UDP"], f"{list(checks)}")
             check(checks["server"]["key"].startswith("mkey:") and checks["upgrade"]["status"] == 101 and checks["relay"]["relay"], f"{checks}")
         # UDP blocked: a warning, since the relay carries everything.
         silent = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
