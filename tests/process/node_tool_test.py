@@ -150,7 +150,10 @@ def test_ssh_proxy_command():
 
     def server(s):
         s.sendall(b"SSH-2.0-porthole_test\r\n")
-        got["line"] = s.recv(100)
+        got["line"] = s.recv(1)
+        while not got["line"].endswith(b"\n") and (more := s.recv(1)):
+            got["line"] += more
+        got["key exchange"] = s.recv(1)  # which follows once ssh has read our line, and told about it
         got["rest"] = read_all(s)
 
     service = OnePeer(server)
@@ -160,7 +163,8 @@ def test_ssh_proxy_command():
         ssh = subprocess.Popen(["ssh", "-v", "-F", "none", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o",
                                 f"ProxyCommand={PORTHOLE} node nc --statedir {lab.path('a')} %h %p", "nobody@b", "true"],
                                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        wait_for(lambda: got.get("line", b"").startswith(b"SSH-2.0-"), 20, "ssh's identification")
+        wait_for(lambda: got.get("key exchange"), 20, "ssh's identification, and what it says to ours")
+        check(got["line"].startswith(b"SSH-2.0-"), f"{got}")
         ssh.terminate()
         check_words(ssh.communicate(timeout=20 * SLOW)[1], "remote software version porthole_test")
         wait_for(lambda: "rest" in got, 20, "the end of the connection after ssh ended")
