@@ -249,10 +249,24 @@ TEST(NoiseHandshake, EveryVectorBothSides) {
     EXPECT_EQ(to_hex(i->initiation()), test::text(h.at("initiation")));
     EXPECT_EQ(to_base64(i->initiation()), test::text(h.at("x_tailscale_handshake_header")));
 
+    const auto& f = h.at("initiation_fields");
+    const ByteVector initiation = unhex(h.at("initiation"));
+    const auto parts = wire::parse_ts2021_initiation(initiation);
+    ASSERT_TRUE(parts);
+    EXPECT_EQ(parts->version, version);
+    EXPECT_EQ(to_hex(parts->ephemeral), test::text(f.at("client_ephemeral_public")));
+    EXPECT_EQ(to_hex(parts->encrypted_static), test::text(f.at("encrypted_client_static")));
+    EXPECT_EQ(to_hex(parts->tag), test::text(f.at("tag")));
+    EXPECT_EQ(to_hex(i->initiation().first(5)), std::string(test::text(f.at("version_be16"))) + std::string(test::text(f.at("type"))) +
+                                                    std::string(test::text(f.at("length_be16"))));
+
     ScriptedRng server_rng(key("control_ephemeral"));
     auto r = respond_noise(unhex(h.at("initiation")), machine_key("control_static"), server_rng);
     ASSERT_TRUE(r.ok());
     EXPECT_EQ(to_hex(r->response), test::text(h.at("response")));
+    std::string fields;
+    for (const char* part : {"type", "length_be16", "control_ephemeral_public", "tag"}) fields += test::text(h.at("response_fields").at(part));
+    EXPECT_EQ(to_hex(r->response), fields);
     EXPECT_EQ(to_hex(r->session.handshake_hash), test::text(h.at("handshake_hash")));
     EXPECT_EQ(r->session.version, version);
     EXPECT_EQ(to_hex(r->session.peer.bytes()), to_hex(key("client_static", "public")));
