@@ -1,6 +1,7 @@
 #include "derp/derp_client.h"
 
 #include <gtest/gtest.h>
+#include <sodium.h>
 
 #include "crypto/hash.h"
 #include "derp/login.h"
@@ -161,6 +162,61 @@ TEST(DerpClient, FastStartTranscriptInAnySlice) {
     s.feed(unhex(steps[3].at(1)), slice);
     EXPECT_EQ(s.client.status(1).state, RegionState::kConnected);
     EXPECT_TRUE(s.client.status(1).fast_start);
+  }
+}
+
+// Requests by their meaning: ours name another User-Agent and order their headers as they like.
+void expect_same_request(Bytes ours, std::string_view listed) {
+  wire::HttpHeadParser a(wire::HttpKind::kRequest), b(wire::HttpKind::kRequest);
+  ASSERT_TRUE(a.consume(ours).ok() && b.consume(as_bytes(listed)).ok());
+  ASSERT_TRUE(a.done() && b.done());
+  EXPECT_EQ(a.method(), b.method());
+  EXPECT_EQ(a.target(), b.target());
+  EXPECT_EQ(a.minor_version(), b.minor_version());
+  EXPECT_EQ(a.header_count(), b.header_count());
+  for (std::size_t i = 0; i < b.header_count(); ++i) {
+    const wire::HttpHeader h = b.header_at(i);
+    if (h.name == "User-Agent") EXPECT_TRUE(a.header(h.name));
+    else EXPECT_EQ(a.header(h.name), h.value) << h.name;
+  }
+}
+
+TEST(DerpClient, RequestsSayWhatTheListedOnesSay) {
+  const boost::json::value vectors = load_vectors("derp.json");
+  const auto& http = vectors.at("http");
+  Scripted plain;
+  plain.open();
+  expect_same_request(plain.produce(), text(http.at("request")));
+  Scripted fast;
+  fast.open(true);
+  expect_same_request(fast.produce(), text(http.at("request_fast_start")));
+
+  // The second node of a region, after the first could not be reached: "1a" is the one we would rather use.
+  Scripted second;
+  second.client.set_map(second.now, one_region({"first.example.com", "derp.example.com"}));
+  ASSERT_TRUE(second.next_stream());
+  ASSERT_EQ(second.opened.host, "first.example.com");
+  second.client.stream_failed(second.now, second.stream, Error{ErrorCode::kUnavailable, "no route"});
+  ASSERT_TRUE(second.next_stream());
+  ASSERT_EQ(second.opened.host, "derp.example.com");
+  second.open();
+  expect_same_request(second.produce(), text(http.at("request_not_ideal")));
+}
+
+// Relays name their key in a header too, Headscale with its prefix. The key that counts is the one in the stream.
+TEST(DerpClient, AnswersOfBothKindsOfRelaysAreTaken) {
+  for (const char* kind : {"answer_tailscale", "answer_headscale"}) {
+    SCOPED_TRACE(kind);
+    for (std::size_t slice : {1u, 7u, 100000u}) {
+      Scripted s;
+      s.open();
+      s.produce();
+      s.feed(as_bytes(text(s.vectors.at("http").at(kind))), slice);
+      EXPECT_FALSE(s.client.is_open(1)) << "before the relay's key";
+      s.feed(s.frame("server_key"), slice);
+      EXPECT_TRUE(s.client.is_open(1));
+      EXPECT_EQ(to_hex(s.produce()), text(s.steps("normal")[2].at(1)));
+    }
   }
 }
 
@@ -462,6 +518,28 @@ TEST(DerpLogin, BoxVectors) {
   EXPECT_FALSE(crypto::BoxKey::make(client_private, ByteVector(32)));
 }
 
+// The key of the boxes stays inside BoxKey; what libsodium seals under the listed key, and nothing else, shows that it is
+// the same.
+TEST(DerpLogin, PrecomputedKeysOfTheVectors) {
+  boost::json::value vectors = load_vectors("derp.json");
+  const auto& keys = vectors.at("keys");
+  for (const bool client_side : {true, false}) {
+    const char* ours = client_side ? "client" : "server";
+    const char* theirs = client_side ? "server" : "client";
+    const ByteVector listed = unhex(vectors.at("box").at(std::string("precomputed_") + ours + "_" + theirs));
+    ASSERT_EQ(listed.size(), std::size_t{crypto_secretbox_KEYBYTES});
+    const auto key = crypto::BoxKey::make(unhex(keys.at(ours).at("private")), unhex(keys.at(theirs).at("public")));
+    ASSERT_TRUE(key);
+    const ByteVector nonce(crypto::BoxKey::kNonceSize, 5), plain = to_vector(as_bytes("which key?"));
+    ByteVector reference(plain.size() + crypto::BoxKey::kTagSize), sealed(reference.size()), opened(plain.size());
+    crypto_secretbox_easy(reference.data(), plain.data(), plain.size(), nonce.data(), listed.data());
+    key->seal(nonce, plain, sealed);
+    EXPECT_EQ(to_hex(sealed), to_hex(reference));
+    ASSERT_TRUE(key->open(nonce, reference, opened));
+    EXPECT_EQ(opened, plain);
+  }
+}
+
 TEST(DerpLogin, ServerInfoOfRealRelaysOpens) {
   boost::json::value capture = load_capture("derp-sessions.json");
   const auto& keys = capture.at("keys");
@@ -512,7 +590,8 @@ TEST(DerpMetaCert, VectorAndHostileBytes) {
   auto names = parse_certificate_names(der);
   ASSERT_TRUE(names);
   EXPECT_EQ(names->common_name, text(vectors.at("metacert").at("common_name")));
-  EXPECT_EQ(names->serial, 2u);
+  EXPECT_EQ(names->serial, test::u64(vectors.at("metacert").at("serial")));
+  EXPECT_EQ(names->serial, test::u64(vectors.at("metacert").at("protocol_version")));
   EXPECT_FALSE(find_meta_cert(std::vector<ByteVector>{unhex(vectors.at("cert_pin").at("der"))}));
   EXPECT_FALSE(find_meta_cert({}));
   for (std::size_t n = 0; n < der.size(); ++n) {

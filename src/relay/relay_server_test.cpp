@@ -148,6 +148,24 @@ TEST(RelayServer, TranscriptsOfTheVectorsInAnySlice) {
   }
 }
 
+TEST(RelayServer, ListedRequestsAreAnswered) {
+  boost::json::value vectors = test::load_vectors("derp.json");
+  const auto& http = vectors.at("http");
+  const NodePublic key = NodePublic::from_bytes(unhex(vectors.at("keys").at("server").at("public")));
+  for (const char* name : {"request", "request_fast_start", "request_not_ideal"}) {
+    SCOPED_TRACE(name);
+    wire::HttpHeadParser head(wire::HttpKind::kRequest);
+    const std::string_view request = text(http.at(name));
+    auto n = head.consume(as_bytes(request));
+    ASSERT_TRUE(n.ok() && head.done());
+    EXPECT_EQ(*n, request.size());
+    auto answer = answer_relay_request(head, key);
+    ASSERT_TRUE(answer && answer->upgrade);
+    const bool fast = std::string_view(name) == "request_fast_start";
+    EXPECT_EQ(as_text(answer->bytes), fast ? "" : text(http.at("answer_tailscale")));
+  }
+}
+
 TEST(RelayServer, EveryClientFrameIsTaken) {
   boost::json::value vectors = test::load_vectors("derp.json");
   for (std::size_t slice : {1u, 7u, 100000u}) {

@@ -79,6 +79,7 @@ class NoiseInitiator {
   Result<NoiseSession> finish(Bytes response);
 
  private:
+  friend class NoiseTraceTest;
   NoiseInitiator() = default;
   NoiseSymmetric state_;
   crypto::MachinePrivate machine_;

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include "crypto/dh.h"
 #include "support/vectors.h"
 #include "ts2021/limits.h"
 #include "wire/ts2021.h"
@@ -28,6 +29,12 @@ class RecordStreamTest : public ::testing::Test {
  protected:
   static void set_send(RecordStream& s, std::uint64_t counter) { s.send_counter_ = counter; }
   static void set_receive(RecordStream& s, std::uint64_t counter) { s.receive_counter_ = counter; }
+};
+
+// Sees the handshake state between the messages.
+class NoiseTraceTest : public ::testing::Test {
+ protected:
+  static const NoiseSymmetric& state(const NoiseInitiator& i) { return i.state_; }
 };
 
 namespace {
@@ -70,7 +77,165 @@ TEST(NoiseHandshake, KeyTextForms) {
   for (const auto& entry : vectors().at("keys").as_object()) {
     auto secret = crypto::MachinePrivate::from_bytes(unhex(entry.value().at("private")));
     EXPECT_EQ(to_hex(secret.public_key().bytes()), test::text(entry.value().at("public"))) << entry.key();
+    if (const auto* shown = entry.value().as_object().if_contains("public_text")) {
+      const bool challenge = entry.key() == "challenge";
+      EXPECT_EQ(challenge ? ChallengePublic(secret.public_key().raw()).to_string() : secret.public_key().to_string(), test::text(*shown));
+    }
+    if (const auto* hidden = entry.value().as_object().if_contains("private_text")) {
+      auto parsed = crypto::MachinePrivate::parse(test::text(*hidden));
+      ASSERT_TRUE(parsed) << entry.key();
+      EXPECT_EQ(parsed->public_key(), secret.public_key()) << entry.key();
+    }
   }
+
+  // The private form holds any 32 bytes; a key of ours is clamped (RFC 7748 section 5) and written so.
+  auto parsed = crypto::MachinePrivate::parse(test::text(forms.at("privkey")));
+  ASSERT_TRUE(parsed);
+  ByteVector clamped = raw;
+  clamped[0] &= 248;
+  clamped[31] = static_cast<std::uint8_t>((clamped[31] & 127) | 64);
+  EXPECT_EQ(to_hex(parsed->reveal()), to_hex(clamped));
+  EXPECT_EQ(parsed->to_text().reveal(), "privkey:" + to_hex(clamped));
+}
+
+// One set of bytes, a type per role: the prefix decides, and what is not ours is refused. nlpub is the key of the tailnet
+// lock, an Ed25519 key that must not pass as a Curve25519 key of any role.
+TEST(NoiseHandshake, KeyTextOfAnotherRoleIsRefused) {
+  const auto& forms = vectors().at("key_text_forms").as_object();
+  for (const char* form : {"mkey", "nodekey", "discokey", "chalpub", "nlpub", "privkey"}) {
+    const std::string_view text = test::text(forms.at(form)), name = form;
+    EXPECT_EQ(text, std::string(form) + ":" + std::string(test::text(forms.at("raw32"))));
+    EXPECT_EQ(MachinePublic::parse(text).has_value(), name == "mkey") << form;
+    EXPECT_EQ(NodePublic::parse(text).has_value(), name == "nodekey") << form;
+    EXPECT_EQ(DiscoPublic::parse(text).has_value(), name == "discokey") << form;
+    EXPECT_EQ(ChallengePublic::parse(text).has_value(), name == "chalpub") << form;
+    EXPECT_EQ(crypto::MachinePrivate::parse(text).has_value(), name == "privkey") << form;
+  }
+}
+
+// Noise_IK as its specification writes it, from the primitives and with both private halves at hand: the prologue is
+// free, and every step can be looked at.
+struct WrittenOutIk {
+  crypto::Hash32 h{}, ck{}, k{}, dh{};
+  ByteVector ciphertext;
+
+  explicit WrittenOutIk(std::string_view protocol_name) : h(crypto::blake2s(as_bytes(protocol_name))), ck(h) {}
+  void mix_hash(Bytes data) { h = crypto::blake2s(h, data); }
+  // Both sides' computation, which must agree.
+  void mix_dh(std::string_view ours, std::string_view theirs) {
+    crypto::SecretBytes<32> one, other;
+    ASSERT_TRUE(crypto::x25519(key(ours), key(theirs, "public"), one));
+    ASSERT_TRUE(crypto::x25519(key(theirs), key(ours, "public"), other));
+    ASSERT_TRUE(equal(one.reveal(), other.reveal()));
+    std::copy_n(one.reveal().begin(), 32, dh.begin());
+    const crypto::Hash32 before = ck;
+    crypto::hkdf_blake2s(before, dh, ck, k);
+  }
+  void encrypt_and_hash(Bytes plain) {
+    const ByteVector nonce(crypto::kAeadNonceSize);
+    ciphertext.resize(plain.size() + crypto::kAeadTagSize);
+    crypto::aead_seal(k, nonce, h, plain, ciphertext);
+    mix_hash(ciphertext);
+  }
+  // The twelve steps of both messages; `after(i)` looks at each.
+  template <typename After>
+  void run(std::string_view prologue, After after) {
+    const ByteVector e_i = key("client_ephemeral", "public"), e_r = key("control_ephemeral", "public");
+    std::size_t i = 0;
+    after(i++);
+    mix_hash(as_bytes(prologue)), after(i++);
+    mix_hash(key("control_static", "public")), after(i++);
+    mix_hash(e_i), after(i++);
+    mix_dh("client_ephemeral", "control_static"), after(i++);
+    encrypt_and_hash(key("client_static", "public")), after(i++);
+    mix_dh("client_static", "control_static"), after(i++);
+    encrypt_and_hash({}), after(i++);
+    mix_hash(e_r), after(i++);
+    mix_dh("client_ephemeral", "control_ephemeral"), after(i++);
+    mix_dh("client_static", "control_ephemeral"), after(i++);
+    encrypt_and_hash({}), after(i++);
+  }
+};
+constexpr std::size_t kStepStatic = 5, kStepMessage1 = 7, kStepMessage2 = 11;
+
+// Where a handshake breaks, this says at which step. Ours shows its state after each of the two messages.
+TEST_F(NoiseTraceTest, EveryStepOfTheListedHandshake) {
+  std::size_t traced = 0;
+  for (const auto& h : vectors().at("handshakes").as_array()) {
+    if (!h.as_object().contains("trace_initiator")) continue;
+    const auto& trace = h.at("trace_initiator").as_array();
+    ASSERT_EQ(trace.size(), kStepMessage2 + 1);
+    ScriptedRng rng(key("client_ephemeral"));
+    auto ours = NoiseInitiator::start(static_cast<std::uint16_t>(test::u64(h.at("version"))), control_public(),
+                                      machine_key("client_static"), rng);
+    ASSERT_TRUE(ours.ok());
+    auto expect_ours = [&](const boost::json::value& step, const boost::json::value& last_key) {
+      EXPECT_EQ(to_hex(state(*ours).hash), test::text(step.at("h")));
+      EXPECT_EQ(to_hex(state(*ours).chaining_key.reveal()), test::text(step.at("ck")));
+      EXPECT_EQ(to_hex(state(*ours).key.reveal()), test::text(last_key.at("k")));
+    };
+    expect_ours(trace[kStepMessage1], trace[kStepMessage1 - 1]);
+    EXPECT_EQ(to_hex(ours->initiation().subspan(37, 48)), test::text(trace[kStepStatic].at("ciphertext")));
+    EXPECT_EQ(to_hex(ours->initiation().subspan(85)), test::text(trace[kStepMessage1].at("ciphertext")));
+    ASSERT_TRUE(ours->finish(unhex(h.at("response"))).ok());
+    expect_ours(trace[kStepMessage2], trace[kStepMessage2 - 1]);
+
+    WrittenOutIk written(test::text(vectors().at("protocol_name")));
+    const std::string prologue(test::text(h.at("prologue_ascii")));
+    EXPECT_EQ(prologue, std::string(test::text(vectors().at("prologue_prefix"))) + std::to_string(test::u64(h.at("version"))));
+    written.run(prologue, [&](std::size_t i) {
+      const auto& step = trace[i].as_object();
+      SCOPED_TRACE(std::string(test::text(step.at("step"))));
+      EXPECT_EQ(to_hex(written.h), test::text(step.at("h")));
+      EXPECT_EQ(to_hex(written.ck), test::text(step.at("ck")));
+      if (step.contains("dh")) {
+        EXPECT_EQ(to_hex(written.dh), test::text(step.at("dh")));
+        EXPECT_EQ(to_hex(written.k), test::text(step.at("k")));
+      }
+      if (step.contains("ciphertext")) {
+        EXPECT_EQ(to_hex(written.ciphertext), test::text(step.at("ciphertext")));
+      }
+      ++traced;
+    });
+  }
+  EXPECT_EQ(traced, kStepMessage2 + 1);
+}
+
+// The handshake without the control protocol around it, as another implementation of Noise lists it. Prologue and framing
+// are all that sets ours apart, so the fields that no prologue reaches are the same.
+TEST(NoiseHandshake, PlainIkOfAnotherImplementation) {
+  const auto& v = vectors().at("plain_ik_crosscheck").as_object();
+  ByteVector message1 = key("client_ephemeral", "public"), message2 = key("control_ephemeral", "public");
+  WrittenOutIk written(kNoiseProtocolName);
+  written.run(test::text(v.at("prologue_ascii")), [&](std::size_t i) {
+    if (i == kStepStatic || i == kStepMessage1) append(message1, written.ciphertext);
+    if (i == kStepMessage2) append(message2, written.ciphertext);
+  });
+  EXPECT_EQ(to_hex(message1), test::text(v.at("message1")));
+  EXPECT_EQ(to_hex(message2), test::text(v.at("message2")));
+  EXPECT_EQ(to_hex(written.h), test::text(v.at("handshake_hash")));
+  crypto::Hash32 to_responder, to_initiator;
+  crypto::hkdf_blake2s(written.ck, {}, to_responder, to_initiator);
+  EXPECT_EQ(to_hex(to_responder), test::text(v.at("key_initiator_to_responder")));
+  EXPECT_EQ(to_hex(to_initiator), test::text(v.at("key_responder_to_initiator")));
+
+  // Ours has the same keys and ciphertexts; the prologue reaches the tags alone.
+  ScriptedRng client_rng(key("client_ephemeral")), server_rng(key("control_ephemeral"));
+  auto i = NoiseInitiator::start(131, control_public(), machine_key("client_static"), client_rng);
+  ASSERT_TRUE(i.ok());
+  const Bytes ours = i->initiation().subspan(5);
+  ASSERT_EQ(ours.size(), message1.size());
+  EXPECT_TRUE(equal(ours.first(64), Bytes(message1).first(64)));
+  EXPECT_FALSE(equal(ours.subspan(64), Bytes(message1).subspan(64)));
+  auto r = respond_noise(i->initiation(), machine_key("control_static"), server_rng);
+  ASSERT_TRUE(r.ok());
+  EXPECT_TRUE(equal(Bytes(r->response).subspan(3, 32), Bytes(message2).first(32)));
+  EXPECT_FALSE(equal(Bytes(r->response).subspan(35), Bytes(message2).subspan(32)));
+  // A plain message in our framing is refused: its prologue is not ours.
+  ByteVector foreign(i->initiation().begin(), i->initiation().begin() + 5);
+  append(foreign, message1);
+  SeededRng rng(3);
+  EXPECT_FALSE(respond_noise(foreign, machine_key("control_static"), rng).ok());
 }
 
 TEST(NoiseHandshake, EveryVectorBothSides) {
@@ -84,10 +249,24 @@ TEST(NoiseHandshake, EveryVectorBothSides) {
     EXPECT_EQ(to_hex(i->initiation()), test::text(h.at("initiation")));
     EXPECT_EQ(to_base64(i->initiation()), test::text(h.at("x_tailscale_handshake_header")));
 
+    const auto& f = h.at("initiation_fields");
+    const ByteVector initiation = unhex(h.at("initiation"));
+    const auto parts = wire::parse_ts2021_initiation(initiation);
+    ASSERT_TRUE(parts);
+    EXPECT_EQ(parts->version, version);
+    EXPECT_EQ(to_hex(parts->ephemeral), test::text(f.at("client_ephemeral_public")));
+    EXPECT_EQ(to_hex(parts->encrypted_static), test::text(f.at("encrypted_client_static")));
+    EXPECT_EQ(to_hex(parts->tag), test::text(f.at("tag")));
+    EXPECT_EQ(to_hex(i->initiation().first(5)), std::string(test::text(f.at("version_be16"))) + std::string(test::text(f.at("type"))) +
+                                                    std::string(test::text(f.at("length_be16"))));
+
     ScriptedRng server_rng(key("control_ephemeral"));
     auto r = respond_noise(unhex(h.at("initiation")), machine_key("control_static"), server_rng);
     ASSERT_TRUE(r.ok());
     EXPECT_EQ(to_hex(r->response), test::text(h.at("response")));
+    std::string fields;
+    for (const char* part : {"type", "length_be16", "control_ephemeral_public", "tag"}) fields += test::text(h.at("response_fields").at(part));
+    EXPECT_EQ(to_hex(r->response), fields);
     EXPECT_EQ(to_hex(r->session.handshake_hash), test::text(h.at("handshake_hash")));
     EXPECT_EQ(r->session.version, version);
     EXPECT_EQ(to_hex(r->session.peer.bytes()), to_hex(key("client_static", "public")));

@@ -147,6 +147,102 @@ TEST(WgVectors, HandshakesByParts) {
   EXPECT_EQ(n, 2u);
 }
 
+// The steps of a response one by one, with the operations the functions above are made of: where a handshake breaks, this
+// says at which step. Both sides' view of each Diffie-Hellman must be the listed one.
+TEST(WgVectors, ResponseStepByStep) {
+  std::size_t n = 0;
+  for (const auto& h : vectors().at("handshakes").as_array()) {
+    SCOPED_TRACE(std::string(text(h.at("name"))));
+    const auto& in = h.at("inputs");
+    Parties p(in);
+    const crypto::NodePrivate e_i = private_key(in.at("initiator_ephemeral_private"));
+    const crypto::NodePrivate e_r = private_key(in.at("responder_ephemeral_private"));
+    auto claimed = open_initiation(p.responder, unhex(h.at("initiation")));
+    ASSERT_TRUE(claimed);
+    ASSERT_TRUE(open_stamp(*claimed, p.to_initiator.static_static.reveal(), unhex(h.at("initiation"))));
+    Transcript t = claimed->transcript.duplicate();
+
+    const auto& trace = h.at("response_trace").as_array();
+    ASSERT_EQ(trace.size(), 5u);
+    auto expect_step = [&](std::size_t i) {
+      EXPECT_EQ(to_hex(t.chaining_key()), text(trace[i].at("chaining_key"))) << text(trace[i].at("op"));
+      EXPECT_EQ(to_hex(t.hash()), text(trace[i].at("hash"))) << text(trace[i].at("op"));
+    };
+    auto dh = [&](std::size_t i, const crypto::NodePrivate& ours, const NodePublic& theirs) {
+      crypto::SecretBytes<32> shared;
+      EXPECT_TRUE(crypto::x25519(ours.reveal(), theirs.bytes(), shared));
+      EXPECT_EQ(to_hex(shared.reveal()), text(trace[i].at("dh"))) << text(trace[i].at("op"));
+      return shared;
+    };
+
+    const NodePublic shown = e_r.public_key();
+    EXPECT_EQ(to_hex(shown.bytes()), text(trace[0].at("ephemeral_public")));
+    EXPECT_EQ(to_hex(shown.bytes()), text(in.at("responder_ephemeral_public")));
+    EXPECT_EQ(to_hex(e_i.public_key().bytes()), text(in.at("initiator_ephemeral_public")));
+    t.mix_key(shown.bytes());
+    t.mix_hash(shown.bytes());
+    expect_step(0);
+    dh(1, e_i, shown);
+    t.mix_key(dh(1, e_r, claimed->ephemeral).reveal());
+    expect_step(1);
+    dh(2, p.initiator.key, shown);
+    t.mix_key(dh(2, e_r, p.initiator.shown).reveal());
+    expect_step(2);
+
+    crypto::SecretBytes<32> key;
+    crypto::Hash32 chaining, tau, third;
+    crypto::hkdf_blake2s(t.chaining_key(), p.to_initiator.psk.reveal(), chaining, tau, third);
+    EXPECT_EQ(to_hex(tau), text(trace[3].at("tau")));
+    t.mix_psk(p.to_initiator.psk.reveal(), key);
+    EXPECT_EQ(to_hex(key.reveal()), text(trace[3].at("key")));
+    expect_step(3);
+    Mac16 empty;
+    t.seal(key, {}, empty);
+    EXPECT_EQ(to_hex(empty), text(trace[3].at("encrypted")));
+    expect_step(4);
+    EXPECT_EQ(to_hex(t.chaining_key()), text(h.at("final_chaining_key")));
+    EXPECT_EQ(to_hex(t.hash()), text(h.at("final_hash")));
+    ++n;
+  }
+  EXPECT_EQ(n, 2u);
+}
+
+// The same for the initiation, whose end alone HandshakesByParts compares.
+TEST(WgVectors, InitiationStepByStep) {
+  for (const auto& h : vectors().at("handshakes").as_array()) {
+    SCOPED_TRACE(std::string(text(h.at("name"))));
+    const auto& in = h.at("inputs");
+    Parties p(in);
+    const crypto::NodePrivate e_i = private_key(in.at("initiator_ephemeral_private"));
+    const NodePublic shown = e_i.public_key();
+    const auto& trace = h.at("initiation_trace").as_array();
+    ASSERT_EQ(trace.size(), 4u);
+    Transcript t = Transcript::start(p.responder.shown);
+    crypto::SecretBytes<32> key, shared;
+    auto expect_step = [&](std::size_t i) {
+      EXPECT_EQ(to_hex(t.chaining_key()), text(trace[i].at("chaining_key"))) << text(trace[i].at("op"));
+      EXPECT_EQ(to_hex(t.hash()), text(trace[i].at("hash"))) << text(trace[i].at("op"));
+    };
+    expect_step(0);
+    EXPECT_EQ(to_hex(shown.bytes()), text(trace[1].at("ephemeral_public")));
+    t.mix_key(shown.bytes());
+    t.mix_hash(shown.bytes());
+    expect_step(1);
+    auto sealed_step = [&](std::size_t i, Bytes dh, Bytes plain) {
+      EXPECT_EQ(to_hex(dh), text(trace[i].at("dh")));
+      t.mix_key(dh, key);
+      EXPECT_EQ(to_hex(key.reveal()), text(trace[i].at("key")));
+      ByteVector sealed(plain.size() + crypto::kAeadTagSize);
+      t.seal(key, plain, sealed);
+      EXPECT_EQ(to_hex(sealed), text(trace[i].at("encrypted")));
+      expect_step(i);
+    };
+    ASSERT_TRUE(crypto::x25519(e_i.reveal(), p.responder.shown.bytes(), shared));
+    sealed_step(2, shared.reveal(), p.initiator.shown.bytes());
+    sealed_step(3, p.to_responder.static_static.reveal(), Tai64n::from_wall(wall_of(in)).bytes());
+  }
+}
+
 // Records what a tunnel wants, for byte-exact scripts.
 struct ScriptHost final : Host {
   std::vector<ByteVector> sent, packets, replies;
@@ -257,10 +353,19 @@ TEST(WgVectors, Cookie) {
   EXPECT_EQ(to_hex(p.responder.cookie_key), text(v.at("cookie_key")));
   EXPECT_EQ(to_hex(Bytes(initiation).subspan(116, 16)), text(v.at("aad_mac1_of_triggering_message")));
 
+  // XChaCha20 is ChaCha20 under a key made of the first 16 bytes of the nonce (draft-irtf-cfrg-xchacha section 2.3): our
+  // reply opens with the listed subkey, the other 8 bytes as the nonce and mac1 as associated data.
+  const ByteVector subkey = unhex(v.at("hchacha20_subkey")), xnonce = unhex(v.at("xnonce"));
+  ByteVector nonce(crypto::kAeadNonceSize);
+  std::copy(xnonce.begin() + 16, xnonce.end(), nonce.begin() + 4);
+
   CookieMaker maker;
   EXPECT_FALSE(maker.check(now, source, initiation));
   const auto reply = maker.make_reply(now, rng, p.responder.cookie_key, source, initiation);
   EXPECT_EQ(to_hex(reply), text(v.at("cookie_reply")));
+  Mac16 cookie;
+  ASSERT_TRUE(crypto::aead_open(subkey, nonce, unhex(v.at("aad_mac1_of_triggering_message")), Bytes(reply).last(32), cookie));
+  EXPECT_EQ(to_hex(cookie), text(v.at("cookie")));
 
   CookieJar jar;
   EXPECT_FALSE(jar.accept(now, p.to_responder, reply)) << "nothing was sent yet";

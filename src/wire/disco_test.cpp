@@ -4,6 +4,8 @@
 
 #include "base/rng.h"
 #include "support/vectors.h"
+#include "wire/ip.h"
+#include "wire/udp.h"
 
 namespace porthole::wire::disco {
 namespace {
@@ -119,6 +121,31 @@ TEST(Disco, CapturedPlaintexts) {
     }
   }
   EXPECT_EQ(seen, 19);
+}
+
+// A ping padded by what the table says is a datagram of exactly the probed size.
+TEST(Disco, MtuProbeSizes) {
+  const auto all = test::load_vectors("disco.json");
+  std::array<std::uint8_t, 32> raw{};
+  raw.fill(7);
+  std::size_t n = 0;
+  for (const auto& v : all.at("mtu_probe_sizes").as_array()) {
+    const std::size_t wire_mtu = test::u64(v.at("wire_mtu"));
+    for (const bool v6 : {false, true}) {
+      SCOPED_TRACE(std::to_string(wire_mtu) + (v6 ? " over IPv6" : " over IPv4"));
+      const std::size_t padding = test::u64(v.at(v6 ? "padding_ipv6" : "padding_ipv4"));
+      const ByteVector plain = encode(Ping{{1, 2, 3}, NodePublic(raw), padding});
+      const std::size_t sealed = kOverhead + plain.size();
+      EXPECT_EQ(sealed, kPingSize + padding);
+      EXPECT_EQ(sealed, test::u64(v.at(v6 ? "disco_len_ipv6" : "disco_len_ipv4")));
+      EXPECT_EQ(sealed + kUdpHeaderSize + (v6 ? kIpv6HeaderSize : kIpv4HeaderSize), wire_mtu);
+      const auto m = parse(plain);
+      ASSERT_TRUE(m && std::holds_alternative<Ping>(*m));
+      EXPECT_EQ(std::get<Ping>(*m).padding, padding);
+      ++n;
+    }
+  }
+  EXPECT_EQ(n, 12u);
 }
 
 TEST(Disco, FixedEncodersAgreeWithTheGeneralOne) {

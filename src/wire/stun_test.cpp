@@ -29,6 +29,9 @@ TEST(Stun, RequestVectors) {
     EXPECT_EQ(*id, id_from(v.at("txid")));
     EXPECT_TRUE(equal(encode_request(*id), bytes)) << v.at("name");
     EXPECT_EQ(to_hex(Bytes(bytes).subspan(36)), test::text(v.at("fingerprint")));
+    std::array<std::uint8_t, 4> crc{};
+    store_be(crc.data(), crc32(Bytes(bytes).first(test::u64(v.at("crc_input_len")))));
+    EXPECT_EQ(to_hex(crc), test::text(v.at("crc32")));
   }
   EXPECT_EQ(accepted, 2);
 }
