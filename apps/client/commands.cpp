@@ -108,7 +108,7 @@ class Context {
     out.device_id = device.id;
     out.device_name = device.name;
     out.tailnet = [this, server] { return tailnet(server); };
-    out.ask = [name = server.name](const std::string& reason) { return ask(name, reason); };
+    out.ask = [name = server.name, stop = signal.fd()](const std::string&) { return ask(name, stop); };
     out.event = [this](object e) {
       event(e);
       std::string what(e["event"].as_string());
@@ -133,13 +133,16 @@ class Context {
   bool interrupted = false;
 
  private:
-  static bool ask(const std::string& name, const std::string&) {
+  static bool ask(const std::string& name, int stop) {
     int tty = ::open("/dev/tty", O_RDWR | O_CLOEXEC);
     if (tty < 0) return false;  // nobody to ask
     std::string question = "Connect remotely to \"" + name + "\"? [y/N] ";
     [[maybe_unused]] ssize_t n = ::write(tty, question.data(), question.size());
     char answer[16] = "";
-    n = ::read(tty, answer, sizeof answer - 1);
+    pollfd p[2] = {{tty, POLLIN, 0}, {stop, POLLIN, 0}};
+    while (::poll(p, 2, -1) < 0 && errno == EINTR) {
+    }
+    n = p[0].revents ? ::read(tty, answer, sizeof answer - 1) : 0;
     ::close(tty);
     return n > 0 && (answer[0] == 'y' || answer[0] == 'Y');
   }

@@ -4,10 +4,10 @@
 #include <boost/asio/redirect_error.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/this_coro.hpp>
-#include <boost/asio/thread_pool.hpp>
 #include <boost/asio/use_awaitable.hpp>
 
 #include "client/connector.h"
+#include "client/elsewhere.h"
 #include "client/error.h"
 #include "client/limits.h"
 #include "session/limits.h"
@@ -18,17 +18,8 @@ namespace {
 
 namespace asio = boost::asio;
 using asio::awaitable;
-
-// Runs what blocks on a thread of its own; the event loop goes on meanwhile (C13).
-template <class F>
-awaitable<void> elsewhere(F f) {
-  asio::thread_pool one(1);
-  auto call = [&f]() -> awaitable<void> {
-    f();
-    co_return;
-  };
-  co_await asio::co_spawn(one, call(), asio::use_awaitable);
-}
+using std::chrono::milliseconds;
+using std::chrono::steady_clock;
 
 awaitable<Connected> enter(asio::ip::tcp::socket socket, std::string where, const SavedServer& server,
                            const Surroundings& around, bool remote) {

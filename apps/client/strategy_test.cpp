@@ -1,5 +1,8 @@
 #include "client/strategy.h"
 
+#include <future>
+
+#include "client/elsewhere.h"
 #include "client/household.h"
 #include "client/limits.h"
 
@@ -147,6 +150,28 @@ TEST_F(StrategyTest, RevokedKeyIsSaidAtOnce) {
   net.on_join = [](const TailnetNodeConfig&) { throw NodeError(NodeError::Kind::kUnauthorized, "the key was revoked"); };
   EXPECT_EQ(fails(with_remote(), Way::kRemote), Failure::kKeyInvalid);
   EXPECT_EQ(std::count(events.begin(), events.end(), "remote_attempt"), 1);
+}
+
+// Ctrl-C drops the event loop while something is waited for: not before the thread that works for it is done.
+TEST(Elsewhere, DroppedLoopWaitsForItsThread) {
+  std::promise<void> begun, told;
+  std::atomic<bool> returned{false};
+  auto io = std::make_unique<boost::asio::io_context>();
+  auto work = [&]() -> awaitable<void> {
+    auto blocks = [&] {
+      begun.set_value();
+      told.get_future().wait();
+      returned = true;
+    };
+    co_await elsewhere(blocks);
+  };
+  boost::asio::co_spawn(*io, work(), [](std::exception_ptr) { ADD_FAILURE() << "nobody is there to hear of it"; });
+  io->poll();
+  begun.get_future().wait();
+  std::thread teller([&] { told.set_value(); });
+  io.reset();
+  EXPECT_TRUE(returned);
+  teller.join();
 }
 
 class TailnetTest : public ::testing::Test {
