@@ -98,6 +98,7 @@ class Context {
         object e{{"event", "tailnet"}, {"state", name_of(s.state)}};
         if (!s.problem.empty()) e["problem"] = s.problem;
         event(e);
+        if (s.state == TailnetState::kJoining && !s.problem.empty()) say("not on the tailnet yet: " + s.problem);
       });
     }
     return t;
@@ -151,32 +152,26 @@ class Context {
   std::map<std::string, std::shared_ptr<TailnetClient>> tailnets_;
 };
 
-// Waits as long as the node needs to note that it has joined, with a line of progress; false when it has not.
+// Waits as long as the node needs to note that it has joined; what it meets is said as it comes. False when it has not.
 bool finish_join(Context& c, const SavedServer& server) {
   std::shared_ptr<TailnetClient> tailnet = c.tailnet(server);
   auto deadline = std::chrono::steady_clock::now() + kJoinTimeout;
-  auto said = std::chrono::steady_clock::now();
-  while (std::chrono::steady_clock::now() < deadline && !c.signal.stopped()) {
+  c.say("joining the tailnet ...");
+  while (!c.signal.stopped()) {
     try {
       tailnet->wait_connected(200ms);
       c.event({{"event", "joined"}, {"server", server.name}, {"coordination_url", server.coordination_url}});
       c.say("remote access is ready");
       return true;
     } catch (const ClientError& e) {
-      if (tailnet->status().state == TailnetState::kFailed) {
-        c.event({{"event", "join_failed"}, {"server", server.name}, {"reason", e.what()}});
-        c.say(std::string("remote access is not ready: ") + e.what() + "; it is tried again when it is needed");
-        return false;
-      }
-    }
-    if (std::chrono::steady_clock::now() - said > 2s) {
-      c.say("joining the tailnet ...");
-      said = std::chrono::steady_clock::now();
+      bool late = std::chrono::steady_clock::now() >= deadline;
+      if (!late && tailnet->status().state != TailnetState::kFailed) continue;
+      c.event({{"event", "join_failed"}, {"server", server.name}, {"reason", e.what()}});
+      c.say(std::string("remote access is not ready: ") + e.what() + "; it is tried again when it is needed");
+      return false;
     }
   }
-  c.event({{"event", "join_failed"}, {"server", server.name}, {"reason", "it takes too long"}});
-  c.say("joining takes too long; it goes on when remote access is needed");
-  return false;
+  throw CommandError("interrupted while joining the tailnet; the login is stored, and joining goes on when remote access is needed");
 }
 
 // Stores the answer of a login; the saved server as it is now.

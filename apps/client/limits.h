@@ -17,6 +17,13 @@ inline constexpr std::chrono::milliseconds kAnswerTimeout{30'000};
 // C8.
 inline constexpr int kRemoteAttemptsMax = 5;
 inline constexpr std::chrono::milliseconds kRemoteBackoffFirst{500};
+// All of them together: a minute is what a person waits for, with the reason on the screen, where the way may still open.
+inline constexpr std::chrono::milliseconds kRemoteTimeMax{60'000};
+// A problem that waiting does not mend ends a join after this: the node has tried again five times by then, so that a proxy
+// that was just restarted, or a server key that was just replaced, is no reason to give up.
+inline constexpr std::chrono::milliseconds kLastingTroubleGrace{3'000};
+// The node repeats what is still wrong after a minute and its longest backoff (45 s) and dial (10 s); what is older has passed.
+inline constexpr std::chrono::milliseconds kTroubleCounts{120'000};
 // Until the node is running again from stored state, and until the server is reachable on the tailnet.
 inline constexpr std::chrono::milliseconds kTailnetReadyTimeout{30'000};
 inline constexpr std::chrono::milliseconds kPeerReadyTimeout{20'000};
