@@ -10,14 +10,16 @@
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/use_awaitable.hpp>
 #include <boost/json.hpp>
+#include <cerrno>
 #include <cstdio>
-#include <cstring>
 #include <filesystem>
 
 #include "cli/command.h"
 #include "client/connector.h"
+#include "client/elsewhere.h"
 #include "client/error.h"
 #include "client/limits.h"
+#include "client/output.h"
 #include "client/playback.h"
 #include "client/range.h"
 #include "client/session.h"
@@ -433,15 +435,9 @@ int play(const ClientOptions& o) {
 }
 
 int get(const ClientOptions& o) {
+  Output output(o.output);  // outlives a thread of the context's that waits for it
   Context c(o);
   SavedServer server = c.store.find(o.server);
-  int out = STDOUT_FILENO;
-  struct Close {
-    int& fd;
-    ~Close() {
-      if (fd > STDERR_FILENO) ::close(fd);
-    }
-  } close_out{out};
   auto work = [&]() -> awaitable<void> {
     Connected connected = co_await connect_and_say(c, server, c.way());
     std::vector<Item> items = co_await connected.session->list();
@@ -455,11 +451,8 @@ int get(const ClientOptions& o) {
       offset = range.range.offset;
       length = range.range.length;
     }
-    if (!o.output.empty()) {
-      out = ::open(o.output.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-      if (out < 0) throw CommandError("cannot write " + o.output + ": " + std::strerror(errno));
-    }
     std::unique_ptr<ReadStream> stream = co_await connected.session->read(item.id, offset, length);
+    output.open();
     auto begin = std::chrono::steady_clock::now();
     auto said = begin;
     std::uint64_t done = 0;
@@ -468,10 +461,13 @@ int get(const ClientOptions& o) {
       if (bytes.empty()) break;
       std::string_view rest = bytes;
       while (!rest.empty()) {
-        ssize_t n = ::write(out, rest.data(), rest.size());
-        if (n < 0 && errno == EINTR) continue;
-        if (n <= 0) throw CommandError(std::string("cannot write ") + (o.output.empty() ? "the output" : o.output) + ": " + std::strerror(errno));
-        rest.remove_prefix(static_cast<std::size_t>(n));
+        if (!output.ready()) {
+          // Not on this thread: a reader that pauses for long must cost neither the session nor the answer to Ctrl-C.
+          auto wait = [&output, stop = c.signal.fd()] { output.wait(stop); };
+          co_await elsewhere(wait);
+        }
+        if (c.signal.stopped()) throw CommandError("interrupted; " + output.unfinished());
+        rest.remove_prefix(output.write(rest));
       }
       done += bytes.size();
       auto now = std::chrono::steady_clock::now();
@@ -482,15 +478,14 @@ int get(const ClientOptions& o) {
     }
     double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
     std::string path = connected.remote ? c.tailnet(server)->path_to(connected.peer) : "local";
-    if (!o.output.empty() && ::fsync(out) != 0 && errno != EINVAL)
-      throw CommandError("cannot write " + o.output + ": " + std::strerror(errno));
+    output.finish();
     c.event({{"event", "done"}, {"bytes", done}, {"seconds", seconds}, {"path", path}});
     c.say(std::to_string(done) + " bytes in " + std::to_string(seconds) + " s (" + path + ")");
     stream.reset();
     connected.session->close();
   };
   c.run(work());
-  if (c.interrupted) throw CommandError("interrupted");
+  if (c.interrupted) throw CommandError("interrupted; " + output.unfinished());
   return 0;
 }
 
@@ -559,7 +554,7 @@ void add_client_commands(CLI::App& app, Run& run) {
   v = verb("get", "Copies an item to a file", get);
   ways(v);
   v->add_option("ITEM", o->item, "Title, file name or id")->required();
-  v->add_option("--output", o->output, "File to write; without it, standard output");
+  v->add_option("--output", o->output, "File to write; without it, or with -, standard output");
   v->add_option("--range", o->range, "Bytes A-B, A- or -N");
   v = verb("remove", "Forgets a saved server", remove_server);
   v->add_option("SERVER", o->server, "Name or id of a saved server")->required();
