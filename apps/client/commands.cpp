@@ -52,6 +52,16 @@ std::string default_state_dir() {
   throw CommandError("there is no home directory: name a folder with --statedir", 2);
 }
 
+// Runs what understands an argument: when it cannot, the command was typed wrong.
+template <class F>
+auto as_typed(F f) {
+  try {
+    return f();
+  } catch (const CommandError& e) {
+    throw CommandError(e.what(), 2);
+  }
+}
+
 // What every verb of the client shares: its options, its store, its event loop, and the tailnets it has started.
 class Context {
  public:
@@ -237,8 +247,8 @@ LoginAnswer log_in(Context& c, const session::HostPort& at, SavedServer& server,
 }
 
 int login(const ClientOptions& o) {
+  session::HostPort at = as_typed([&] { return session::parse_server_url(o.url, session::kServicePort); });
   Context c(o);
-  session::HostPort at = session::parse_server_url(o.url, session::kServicePort);
   std::string where = session::join_host_port(at.host, at.port);
   SavedServer server;
   server.hostname = where;
@@ -365,6 +375,7 @@ Item find_item(const std::vector<Item>& items, const std::string& what) {
 }
 
 int play(const ClientOptions& o) {
+  as_typed([&] { Playback::check_listen(o.listen); });
   Context c(o);
   SavedServer server = c.store.find(o.server);
   Connected connected;
@@ -514,7 +525,8 @@ void add_client_commands(CLI::App& app, Run& run) {
   client->require_subcommand(1);
   auto verb = [&](const char* name, const char* text, int (*function)(const ClientOptions&)) {
     CLI::App* v = client->add_subcommand(name, text);
-    v->add_option("--statedir", o->state_dir, "Folder for saved servers and tailnet state (default: ~/.local/state/porthole/client)");
+    v->add_option("--statedir", o->state_dir, "Folder for saved servers and tailnet state (default: ~/.local/state/porthole/client)")
+        ->check([](const std::string& folder) { return folder.empty() ? "the name of the folder is empty" : ""; });
     v->add_option("--ca-file", o->ca_file, "PEM certificates to trust for the coordination server, besides the system's");
     v->add_flag("--relay-only", o->relay_only, "Never a direct path through the tailnet");
     v->add_flag("--json", o->json, "Events as JSON lines on stdout");

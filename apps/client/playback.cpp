@@ -41,6 +41,15 @@ std::string url_name(const std::string& text) {
   return out.empty() ? "item" : out;
 }
 
+tcp::endpoint listen_endpoint(const std::string& listen) {
+  session::HostPort at = session::parse_listen_address(listen);
+  error_code error;
+  asio::ip::address address = asio::ip::make_address(at.host, error);
+  if (error || !address.is_loopback())
+    throw app::CommandError("playback listens on loopback addresses only (127.0.0.1 or ::1), not on " + listen);
+  return {address, at.port};
+}
+
 }  // namespace
 
 struct Playback::Impl : std::enable_shared_from_this<Impl> {
@@ -48,12 +57,8 @@ struct Playback::Impl : std::enable_shared_from_this<Impl> {
       : io(i), acceptor(i), source(std::move(s)), problem(std::move(p)), token(app::random_hex(16)) {}
 
   void open(const std::string& listen) {
-    session::HostPort at = session::parse_listen_address(listen);
+    tcp::endpoint endpoint = listen_endpoint(listen);
     error_code error;
-    asio::ip::address address = asio::ip::make_address(at.host, error);
-    if (error || !address.is_loopback())
-      throw ClientError(Failure::kFailed, "playback listens on loopback addresses only (127.0.0.1 or ::1), not on " + listen);
-    tcp::endpoint endpoint(address, at.port);
     acceptor.open(endpoint.protocol(), error);
     if (!error) acceptor.set_option(tcp::acceptor::reuse_address(true), error);
     if (!error) acceptor.bind(endpoint, error);
@@ -265,6 +270,7 @@ Playback::Playback(asio::io_context& io, const std::string& listen, SessionSourc
   impl_->open(listen);
 }
 Playback::~Playback() { impl_->stop(); }
+void Playback::check_listen(const std::string& listen) { listen_endpoint(listen); }
 std::string Playback::url(const Item& item) const {
   return impl_->base + "/" + impl_->token + "/" + item.id + "/" + url_name(item.file_name);
 }
