@@ -130,6 +130,50 @@ struct Playback::Impl : std::enable_shared_from_this<Impl> {
     co_return !error && request.keep_alive();
   }
 
+  // What one request is answered from.
+  struct Opening {
+    std::uint64_t size = 0;
+    std::string type;
+    RangeAnswer range;
+    std::unique_ptr<ReadStream> from;  // none for HEAD, and for a range that is not there
+    bool current = false;              // false: what was remembered about the item is not true any more
+  };
+
+  // The range depends on the size: from the last answer about this item, else (or with `look`) from a look at the item.
+  awaitable<Opening> open_item(std::shared_ptr<Session> session, const std::string& item, bool look,
+                               const http::request<http::string_body>& request) {
+    Opening out;
+    auto known = look ? facts.end() : facts.find(item);
+    if (known != facts.end()) {
+      out.size = known->second.first;
+      out.type = known->second.second;
+    } else {
+      std::unique_ptr<ReadStream> first;
+      try {
+        first = co_await session->read(item, 0, 1);
+      } catch (const ClientError& e) {
+        if (e.failure() != Failure::kNotFound) throw;
+      }
+      // An item of 0 bytes has no first one, but can be opened.
+      if (!first) first = co_await session->read(item, 0, 0);
+      out.size = first->size_bytes;
+      out.type = first->content_type;
+    }
+    out.range = parse_range(std::string(request[http::field::range]), out.size);
+    out.current = known == facts.end() || out.range.verdict != RangeVerdict::kUnsatisfiable;
+    if (request.method() == http::verb::get && out.range.verdict != RangeVerdict::kUnsatisfiable) {
+      bool part = out.range.verdict == RangeVerdict::kPartial;
+      try {
+        out.from = co_await session->read(item, part ? out.range.range.offset : 0, part ? out.range.range.length : out.size);
+        out.current = out.from->size_bytes == out.size;
+      } catch (const ClientError& e) {
+        if (e.failure() != Failure::kNotFound) throw;
+        out.current = false;
+      }
+    }
+    co_return out;
+  }
+
   // False: the connection ends.
   awaitable<bool> answer(beast::tcp_stream& stream, const http::request<http::string_body>& request) {
     if (request.method() != http::verb::get && request.method() != http::verb::head)
@@ -144,32 +188,13 @@ struct Playback::Impl : std::enable_shared_from_this<Impl> {
 
     std::string failure;
     http::status failure_status = http::status::bad_gateway;
-    std::unique_ptr<ReadStream> from;
-    RangeAnswer range;
-    std::uint64_t size = 0;
-    std::string type;
+    Opening opening;
     try {
       std::shared_ptr<Session> session = co_await source();
-      // The range depends on the size: from the last answer about this item, else from a look at its first byte.
-      if (auto known_item = facts.find(item); known_item != facts.end()) {
-        size = known_item->second.first;
-        type = known_item->second.second;
-      } else {
-        std::unique_ptr<ReadStream> look = co_await session->read(item, 0, 1);
-        size = look->size_bytes;
-        type = look->content_type;
-      }
-      std::string header(request[http::field::range]);
-      range = parse_range(header, size);
-      if (request.method() == http::verb::get && range.verdict != RangeVerdict::kUnsatisfiable) {
-        bool part = range.verdict == RangeVerdict::kPartial;
-        from = co_await session->read(item, part ? range.range.offset : 0, part ? range.range.length : size);
-        if (from->size_bytes != size) {
-          facts.erase(item);
-          throw ClientError(Failure::kFailed, "the item changed on the server; ask again");
-        }
-      }
-      facts[item] = {size, type};
+      opening = co_await open_item(session, item, false, request);
+      if (!opening.current) opening = co_await open_item(session, item, true, request);
+      if (!opening.current) throw ClientError(Failure::kFailed, "the item changes on the server; ask again");
+      facts[item] = {opening.size, opening.type};
     } catch (const ClientError& e) {
       failure = e.what();
       if (e.failure() == Failure::kNotFound) failure_status = http::status::not_found;
@@ -180,10 +205,12 @@ struct Playback::Impl : std::enable_shared_from_this<Impl> {
       co_return co_await refuse(stream, request, failure_status, failure);
     }
 
+    const RangeAnswer& range = opening.range;
+    const std::uint64_t size = opening.size;
     http::response<http::empty_body> response(http::status::ok, request.version());
     response.set(http::field::server, "porthole");
     response.set(http::field::accept_ranges, "bytes");
-    response.set(http::field::content_type, type.empty() ? "application/octet-stream" : type);
+    response.set(http::field::content_type, opening.type.empty() ? "application/octet-stream" : opening.type);
     response.set(http::field::cache_control, "no-store");
     response.keep_alive(request.keep_alive());
     std::uint64_t offset = 0;
@@ -204,8 +231,8 @@ struct Playback::Impl : std::enable_shared_from_this<Impl> {
     error_code error;
     co_await http::async_write_header(stream, head, asio::redirect_error(asio::use_awaitable, error));
     if (error) co_return false;
-    if (request.method() == http::verb::head || !from) co_return request.keep_alive();
-    bool whole = co_await pass_on(stream, std::move(from), item, offset, length, size);
+    if (request.method() == http::verb::head || !opening.from) co_return request.keep_alive();
+    bool whole = co_await pass_on(stream, std::move(opening.from), item, offset, length, size);
     co_return whole && request.keep_alive();
   }
 

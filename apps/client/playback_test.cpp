@@ -121,7 +121,28 @@ TEST_F(PlaybackTest, OthersGetNothing) {
   EXPECT_TRUE(get("", "GET", target.substr(0, 34) + "nothing/x").starts_with("HTTP/1.1 404 "));
   EXPECT_TRUE(get("", "DELETE").starts_with("HTTP/1.1 405 "));
   EXPECT_FALSE(fetch(port, noise(100) + "\r\n\r\n").starts_with("HTTP/1.1 200"));
-  EXPECT_THROW(Playback(io, "0.0.0.0:0", {}, {}), ClientError);
+  EXPECT_THROW(Playback(io, "0.0.0.0:0", {}, {}), app::CommandError);
+}
+
+// The file is another one now, and what was said about it before does not matter: each request is answered at once.
+TEST_F(PlaybackTest, ItemThatChangedIsAnsweredAsItIsNow) {
+  const std::string file = home.dir / "lib/big.mkv";
+  ASSERT_TRUE(body_of(get("")) == home.big);
+  app::write_text(file, home.big.substr(0, 1000));
+  std::string shrunk = get("Range: bytes=500-\r\n");
+  EXPECT_TRUE(shrunk.starts_with("HTTP/1.1 206 ")) << shrunk.substr(0, 100);
+  EXPECT_TRUE(body_of(shrunk) == home.big.substr(500, 500));
+  app::write_text(file, home.big.substr(0, 3000));
+  EXPECT_TRUE(body_of(get("Range: bytes=2000-\r\n")) == home.big.substr(2000, 1000));
+  app::write_text(file, "");
+  std::string empty = get("");
+  EXPECT_TRUE(empty.starts_with("HTTP/1.1 200 ")) << empty.substr(0, 100);
+  EXPECT_NE(empty.find("Content-Length: 0\r\n"), std::string::npos);
+  EXPECT_TRUE(get("Range: bytes=0-9\r\n").starts_with("HTTP/1.1 416 "));
+  app::write_text(file, home.big);
+  EXPECT_TRUE(body_of(get("")) == home.big);
+  std::lock_guard lock(mutex);
+  EXPECT_TRUE(problems.empty()) << problems[0];
 }
 
 // The session is lost while a film is under way: the answer goes on with a new one, and no byte is missing.
