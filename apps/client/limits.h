@@ -39,6 +39,10 @@ inline constexpr std::size_t kPlaybackHeaderBytesMax = 16 * 1024;
 // A player that pauses keeps its request open for long; one that never asks anything is let go.
 inline constexpr std::chrono::seconds kPlaybackIdle{60};
 
+// Losses of one answer in a row, without a byte in between: the session that is at hand may turn out to be dead only when it
+// is asked, and the next one may meet a server that is still starting. More than that is no accident.
+inline constexpr int kStreamLossesMax = 3;
+
 inline constexpr std::size_t kServersMax = 64;
 inline constexpr std::size_t kDeviceNameBytesMax = 128;
 inline constexpr std::size_t kStoreBytesMax = 1024 * 1024;

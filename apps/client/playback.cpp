@@ -240,36 +240,29 @@ struct Playback::Impl : std::enable_shared_from_this<Impl> {
   awaitable<bool> pass_on(beast::tcp_stream& stream, std::unique_ptr<ReadStream> from, std::string item,
                           std::uint64_t offset, std::uint64_t length, std::uint64_t size) {
     std::uint64_t done = 0;
+    int losses = 0;
     while (done < length) {
       std::string bytes;
-      std::string lost;
+      bool lost = false;
       try {
+        if (!from) {
+          std::shared_ptr<Session> session = co_await source();
+          from = co_await session->read(item, offset + done, length - done);
+          if (from->size_bytes != size) throw ClientError(Failure::kFailed, "the item changed on the server while it was played");
+        }
         bytes = co_await from->read();
       } catch (const ClientError& e) {
-        if (e.failure() != Failure::kLost || stopped) {
+        if (e.failure() != Failure::kLost || stopped || ++losses > kStreamLossesMax) {
           problem(e.what());
           co_return false;
         }
-        lost = e.what();
+        lost = true;
       }
-      if (!lost.empty()) {
+      if (lost) {
         from.reset();
-        try {
-          std::shared_ptr<Session> session = co_await source();
-          from = co_await session->read(item, offset + done, length - done);
-        } catch (const ClientError& e) {
-          lost = e.what();
-        }
-        if (from && from->size_bytes != size) {
-          lost = "the item changed on the server while it was played";
-          from.reset();
-        }
-        if (!from) {
-          problem(lost);
-          co_return false;
-        }
         continue;
       }
+      losses = 0;
       if (bytes.empty()) co_return false;
       error_code error;
       co_await asio::async_write(stream.socket(), asio::buffer(bytes), asio::redirect_error(asio::use_awaitable, error));
