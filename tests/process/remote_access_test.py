@@ -110,11 +110,14 @@ def test_killed_in_mid_stream():
         play = lab.start("client", "play", server, "film.mp4", "--remote", "--listen", "127.0.0.1:0", "--statedir", lab.path("client"), "--json", name="play")
         url = play.wait_event("playing", 60)["url"]
         with urllib.request.urlopen(url, timeout=60 * SLOW) as answer:
-            got = hashlib.sha256(answer.read(1 << 20))
+            first = answer.read(1 << 20)
+            got, size = hashlib.sha256(first), len(first)
             serve.kill()
             serve = start_serve(lab, *serve.flags, listen=serve.listen)
             while block := answer.read(1 << 20):
                 got.update(block)
+                size += len(block)
+        check(size == os.path.getsize(film), f"the player got {size} bytes: {play.log[-5:]}")
         check(got.hexdigest() == digest(film), "the player got other bytes than the film's")
         check(any(e["event"] == "reconnecting" for e in play.log), f"nothing was lost in between: {play.log}")
         play.stop()
