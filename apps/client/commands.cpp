@@ -10,14 +10,16 @@
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/use_awaitable.hpp>
 #include <boost/json.hpp>
+#include <cerrno>
 #include <cstdio>
-#include <cstring>
 #include <filesystem>
 
 #include "cli/command.h"
 #include "client/connector.h"
+#include "client/elsewhere.h"
 #include "client/error.h"
 #include "client/limits.h"
+#include "client/output.h"
 #include "client/playback.h"
 #include "client/range.h"
 #include "client/session.h"
@@ -48,6 +50,16 @@ std::string default_state_dir() {
   if (xdg && *xdg == '/') return std::string(xdg) + "/porthole/client";
   if (home && *home) return std::string(home) + "/.local/state/porthole/client";
   throw CommandError("there is no home directory: name a folder with --statedir", 2);
+}
+
+// Runs what understands an argument: when it cannot, the command was typed wrong.
+template <class F>
+auto as_typed(F f) {
+  try {
+    return f();
+  } catch (const CommandError& e) {
+    throw CommandError(e.what(), 2);
+  }
 }
 
 // What every verb of the client shares: its options, its store, its event loop, and the tailnets it has started.
@@ -98,6 +110,7 @@ class Context {
         object e{{"event", "tailnet"}, {"state", name_of(s.state)}};
         if (!s.problem.empty()) e["problem"] = s.problem;
         event(e);
+        if (s.state == TailnetState::kJoining && !s.problem.empty()) say("not on the tailnet yet: " + s.problem);
       });
     }
     return t;
@@ -108,7 +121,7 @@ class Context {
     out.device_id = device.id;
     out.device_name = device.name;
     out.tailnet = [this, server] { return tailnet(server); };
-    out.ask = [name = server.name](const std::string& reason) { return ask(name, reason); };
+    out.ask = [name = server.name, stop = signal.fd()](const std::string&) { return ask(name, stop); };
     out.event = [this](object e) {
       event(e);
       std::string what(e["event"].as_string());
@@ -133,13 +146,16 @@ class Context {
   bool interrupted = false;
 
  private:
-  static bool ask(const std::string& name, const std::string&) {
+  static bool ask(const std::string& name, int stop) {
     int tty = ::open("/dev/tty", O_RDWR | O_CLOEXEC);
     if (tty < 0) return false;  // nobody to ask
     std::string question = "Connect remotely to \"" + name + "\"? [y/N] ";
     [[maybe_unused]] ssize_t n = ::write(tty, question.data(), question.size());
     char answer[16] = "";
-    n = ::read(tty, answer, sizeof answer - 1);
+    pollfd p[2] = {{tty, POLLIN, 0}, {stop, POLLIN, 0}};
+    while (::poll(p, 2, -1) < 0 && errno == EINTR) {
+    }
+    n = p[0].revents ? ::read(tty, answer, sizeof answer - 1) : 0;
     ::close(tty);
     return n > 0 && (answer[0] == 'y' || answer[0] == 'Y');
   }
@@ -148,32 +164,26 @@ class Context {
   std::map<std::string, std::shared_ptr<TailnetClient>> tailnets_;
 };
 
-// Waits as long as the node needs to note that it has joined, with a line of progress; false when it has not.
+// Waits as long as the node needs to note that it has joined; what it meets is said as it comes. False when it has not.
 bool finish_join(Context& c, const SavedServer& server) {
   std::shared_ptr<TailnetClient> tailnet = c.tailnet(server);
   auto deadline = std::chrono::steady_clock::now() + kJoinTimeout;
-  auto said = std::chrono::steady_clock::now();
-  while (std::chrono::steady_clock::now() < deadline && !c.signal.stopped()) {
+  c.say("joining the tailnet ...");
+  while (!c.signal.stopped()) {
     try {
       tailnet->wait_connected(200ms);
       c.event({{"event", "joined"}, {"server", server.name}, {"coordination_url", server.coordination_url}});
       c.say("remote access is ready");
       return true;
     } catch (const ClientError& e) {
-      if (tailnet->status().state == TailnetState::kFailed) {
-        c.event({{"event", "join_failed"}, {"server", server.name}, {"reason", e.what()}});
-        c.say(std::string("remote access is not ready: ") + e.what() + "; it is tried again when it is needed");
-        return false;
-      }
-    }
-    if (std::chrono::steady_clock::now() - said > 2s) {
-      c.say("joining the tailnet ...");
-      said = std::chrono::steady_clock::now();
+      bool late = std::chrono::steady_clock::now() >= deadline;
+      if (!late && tailnet->status().state != TailnetState::kFailed) continue;
+      c.event({{"event", "join_failed"}, {"server", server.name}, {"reason", e.what()}});
+      c.say(std::string("remote access is not ready: ") + e.what() + "; it is tried again when it is needed");
+      return false;
     }
   }
-  c.event({{"event", "join_failed"}, {"server", server.name}, {"reason", "it takes too long"}});
-  c.say("joining takes too long; it goes on when remote access is needed");
-  return false;
+  throw CommandError("interrupted while joining the tailnet; the login is stored, and joining goes on when remote access is needed");
 }
 
 // Stores the answer of a login; the saved server as it is now.
@@ -237,8 +247,8 @@ LoginAnswer log_in(Context& c, const session::HostPort& at, SavedServer& server,
 }
 
 int login(const ClientOptions& o) {
+  session::HostPort at = as_typed([&] { return session::parse_server_url(o.url, session::kServicePort); });
   Context c(o);
-  session::HostPort at = session::parse_server_url(o.url, session::kServicePort);
   std::string where = session::join_host_port(at.host, at.port);
   SavedServer server;
   server.hostname = where;
@@ -365,6 +375,7 @@ Item find_item(const std::vector<Item>& items, const std::string& what) {
 }
 
 int play(const ClientOptions& o) {
+  as_typed([&] { Playback::check_listen(o.listen); });
   Context c(o);
   SavedServer server = c.store.find(o.server);
   Connected connected;
@@ -435,15 +446,9 @@ int play(const ClientOptions& o) {
 }
 
 int get(const ClientOptions& o) {
+  Output output(o.output);  // outlives a thread of the context's that waits for it
   Context c(o);
   SavedServer server = c.store.find(o.server);
-  int out = STDOUT_FILENO;
-  struct Close {
-    int& fd;
-    ~Close() {
-      if (fd > STDERR_FILENO) ::close(fd);
-    }
-  } close_out{out};
   auto work = [&]() -> awaitable<void> {
     Connected connected = co_await connect_and_say(c, server, c.way());
     std::vector<Item> items = co_await connected.session->list();
@@ -457,11 +462,8 @@ int get(const ClientOptions& o) {
       offset = range.range.offset;
       length = range.range.length;
     }
-    if (!o.output.empty()) {
-      out = ::open(o.output.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-      if (out < 0) throw CommandError("cannot write " + o.output + ": " + std::strerror(errno));
-    }
     std::unique_ptr<ReadStream> stream = co_await connected.session->read(item.id, offset, length);
+    output.open();
     auto begin = std::chrono::steady_clock::now();
     auto said = begin;
     std::uint64_t done = 0;
@@ -470,10 +472,13 @@ int get(const ClientOptions& o) {
       if (bytes.empty()) break;
       std::string_view rest = bytes;
       while (!rest.empty()) {
-        ssize_t n = ::write(out, rest.data(), rest.size());
-        if (n < 0 && errno == EINTR) continue;
-        if (n <= 0) throw CommandError(std::string("cannot write ") + (o.output.empty() ? "the output" : o.output) + ": " + std::strerror(errno));
-        rest.remove_prefix(static_cast<std::size_t>(n));
+        if (!output.ready()) {
+          // Not on this thread: a reader that pauses for long must cost neither the session nor the answer to Ctrl-C.
+          auto wait = [&output, stop = c.signal.fd()] { output.wait(stop); };
+          co_await elsewhere(wait);
+        }
+        if (c.signal.stopped()) throw CommandError("interrupted; " + output.unfinished());
+        rest.remove_prefix(output.write(rest));
       }
       done += bytes.size();
       auto now = std::chrono::steady_clock::now();
@@ -484,15 +489,14 @@ int get(const ClientOptions& o) {
     }
     double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
     std::string path = connected.remote ? c.tailnet(server)->path_to(connected.peer) : "local";
-    if (!o.output.empty() && ::fsync(out) != 0 && errno != EINVAL)
-      throw CommandError("cannot write " + o.output + ": " + std::strerror(errno));
+    output.finish();
     c.event({{"event", "done"}, {"bytes", done}, {"seconds", seconds}, {"path", path}});
     c.say(std::to_string(done) + " bytes in " + std::to_string(seconds) + " s (" + path + ")");
     stream.reset();
     connected.session->close();
   };
   c.run(work());
-  if (c.interrupted) throw CommandError("interrupted");
+  if (c.interrupted) throw CommandError("interrupted; " + output.unfinished());
   return 0;
 }
 
@@ -521,7 +525,8 @@ void add_client_commands(CLI::App& app, Run& run) {
   client->require_subcommand(1);
   auto verb = [&](const char* name, const char* text, int (*function)(const ClientOptions&)) {
     CLI::App* v = client->add_subcommand(name, text);
-    v->add_option("--statedir", o->state_dir, "Folder for saved servers and tailnet state (default: ~/.local/state/porthole/client)");
+    v->add_option("--statedir", o->state_dir, "Folder for saved servers and tailnet state (default: ~/.local/state/porthole/client)")
+        ->check([](const std::string& folder) { return folder.empty() ? "the name of the folder is empty" : ""; });
     v->add_option("--ca-file", o->ca_file, "PEM certificates to trust for the coordination server, besides the system's");
     v->add_flag("--relay-only", o->relay_only, "Never a direct path through the tailnet");
     v->add_flag("--json", o->json, "Events as JSON lines on stdout");
@@ -561,7 +566,7 @@ void add_client_commands(CLI::App& app, Run& run) {
   v = verb("get", "Copies an item to a file", get);
   ways(v);
   v->add_option("ITEM", o->item, "Title, file name or id")->required();
-  v->add_option("--output", o->output, "File to write; without it, standard output");
+  v->add_option("--output", o->output, "File to write; without it, or with -, standard output");
   v->add_option("--range", o->range, "Bytes A-B, A- or -N");
   v = verb("remove", "Forgets a saved server", remove_server);
   v->add_option("SERVER", o->server, "Name or id of a saved server")->required();

@@ -292,6 +292,7 @@ struct FakeTailnet {
   std::vector<TailnetNodeConfig> made;
   std::function<void(const TailnetNodeConfig&)> on_join = [](const TailnetNodeConfig&) {};
   std::function<void(const std::string&)> on_wait_peer = [](const std::string&) {};
+  std::vector<NodeNews> news;  // what each node says as soon as somebody listens
   ProxyEndpoint proxy;
 
   std::size_t nodes() {
@@ -312,7 +313,9 @@ class FakeNode final : public TailnetNode {
   ProxyEndpoint loopback_proxy() override { return tailnet_.proxy; }
   void wait_peer(const std::string& peer, std::chrono::milliseconds) override { tailnet_.on_wait_peer(peer); }
   std::string path_to(const std::string&) override { return "direct"; }
-  void observe(std::function<void(const std::string&)>) override {}
+  void observe(std::function<void(const NodeNews&)> observer) override {
+    for (const NodeNews& n : tailnet_.news) observer(n);
+  }
 
  private:
   FakeTailnet& tailnet_;

@@ -17,6 +17,13 @@ inline constexpr std::chrono::milliseconds kAnswerTimeout{30'000};
 // C8.
 inline constexpr int kRemoteAttemptsMax = 5;
 inline constexpr std::chrono::milliseconds kRemoteBackoffFirst{500};
+// All of them together: a minute is what a person waits for, with the reason on the screen, where the way may still open.
+inline constexpr std::chrono::milliseconds kRemoteTimeMax{60'000};
+// A problem that waiting does not mend ends a join after this: the node has tried again five times by then, so that a proxy
+// that was just restarted, or a server key that was just replaced, is no reason to give up.
+inline constexpr std::chrono::milliseconds kLastingTroubleGrace{3'000};
+// The node repeats what is still wrong after a minute and its longest backoff (45 s) and dial (10 s); what is older has passed.
+inline constexpr std::chrono::milliseconds kTroubleCounts{120'000};
 // Until the node is running again from stored state, and until the server is reachable on the tailnet.
 inline constexpr std::chrono::milliseconds kTailnetReadyTimeout{30'000};
 inline constexpr std::chrono::milliseconds kPeerReadyTimeout{20'000};
@@ -31,6 +38,10 @@ inline constexpr std::size_t kPlaybackConnectionsMax = 16;
 inline constexpr std::size_t kPlaybackHeaderBytesMax = 16 * 1024;
 // A player that pauses keeps its request open for long; one that never asks anything is let go.
 inline constexpr std::chrono::seconds kPlaybackIdle{60};
+
+// Losses of one answer in a row, without a byte in between: the session that is at hand may turn out to be dead only when it
+// is asked, and the next one may meet a server that is still starting. More than that is no accident.
+inline constexpr int kStreamLossesMax = 3;
 
 inline constexpr std::size_t kServersMax = 64;
 inline constexpr std::size_t kDeviceNameBytesMax = 128;

@@ -32,6 +32,12 @@ NodeError translated(const Exception& e) {
   }
 }
 
+// Codes of notices for what answers, but not as a coordination server (or relay) that this device can use: a login page, a
+// proxy that strips the upgrade, TLS where there is none, an untrusted certificate, another service.
+bool lasting(const std::string& code) {
+  return code == "protocol" || code == "unauthorized" || code == "unsupported" || code == "not-found";
+}
+
 template <class F>
 auto guarded(F f) {
   try {
@@ -86,18 +92,20 @@ class NativeNode final : public TailnetNode {
     }
     return "unknown";
   }
-  void observe(std::function<void(const std::string&)> state) override {
+  void observe(std::function<void(const NodeNews&)> observer) override {
     if (observer_.joinable()) return;
-    observer_ = std::thread([this, state = std::move(state)] {
+    observer_ = std::thread([this, tell = std::move(observer)] {
       while (!stopping_) {
         try {
           auto text = node_.next_event(std::chrono::milliseconds(200));
           if (!text) continue;
           object event = parse_object(*text);
-          std::string name = text_of(event, "event");
-          if (name == "state") name = text_of(event, "state");
-          if (name == "login_url") name = "login_needed";
-          state(name);
+          NodeNews news;
+          news.state = text_of(event, "event");
+          if (news.state == "state") news.state = text_of(event, "state");
+          if (news.state == "login_url") news.state = "login_needed";
+          if (news.state == "notice") news = {{}, text_of(event, "message"), lasting(text_of(event, "code"))};
+          tell(news);
         } catch (const Exception&) {
           return;  // closed
         }

@@ -41,6 +41,15 @@ std::string url_name(const std::string& text) {
   return out.empty() ? "item" : out;
 }
 
+tcp::endpoint listen_endpoint(const std::string& listen) {
+  session::HostPort at = session::parse_listen_address(listen);
+  error_code error;
+  asio::ip::address address = asio::ip::make_address(at.host, error);
+  if (error || !address.is_loopback())
+    throw app::CommandError("playback listens on loopback addresses only (127.0.0.1 or ::1), not on " + listen);
+  return {address, at.port};
+}
+
 }  // namespace
 
 struct Playback::Impl : std::enable_shared_from_this<Impl> {
@@ -48,12 +57,8 @@ struct Playback::Impl : std::enable_shared_from_this<Impl> {
       : io(i), acceptor(i), source(std::move(s)), problem(std::move(p)), token(app::random_hex(16)) {}
 
   void open(const std::string& listen) {
-    session::HostPort at = session::parse_listen_address(listen);
+    tcp::endpoint endpoint = listen_endpoint(listen);
     error_code error;
-    asio::ip::address address = asio::ip::make_address(at.host, error);
-    if (error || !address.is_loopback())
-      throw ClientError(Failure::kFailed, "playback listens on loopback addresses only (127.0.0.1 or ::1), not on " + listen);
-    tcp::endpoint endpoint(address, at.port);
     acceptor.open(endpoint.protocol(), error);
     if (!error) acceptor.set_option(tcp::acceptor::reuse_address(true), error);
     if (!error) acceptor.bind(endpoint, error);
@@ -125,6 +130,50 @@ struct Playback::Impl : std::enable_shared_from_this<Impl> {
     co_return !error && request.keep_alive();
   }
 
+  // What one request is answered from.
+  struct Opening {
+    std::uint64_t size = 0;
+    std::string type;
+    RangeAnswer range;
+    std::unique_ptr<ReadStream> from;  // none for HEAD, and for a range that is not there
+    bool current = false;              // false: what was remembered about the item is not true any more
+  };
+
+  // The range depends on the size: from the last answer about this item, else (or with `look`) from a look at the item.
+  awaitable<Opening> open_item(std::shared_ptr<Session> session, const std::string& item, bool look,
+                               const http::request<http::string_body>& request) {
+    Opening out;
+    auto known = look ? facts.end() : facts.find(item);
+    if (known != facts.end()) {
+      out.size = known->second.first;
+      out.type = known->second.second;
+    } else {
+      std::unique_ptr<ReadStream> first;
+      try {
+        first = co_await session->read(item, 0, 1);
+      } catch (const ClientError& e) {
+        if (e.failure() != Failure::kNotFound) throw;
+      }
+      // An item of 0 bytes has no first one, but can be opened.
+      if (!first) first = co_await session->read(item, 0, 0);
+      out.size = first->size_bytes;
+      out.type = first->content_type;
+    }
+    out.range = parse_range(std::string(request[http::field::range]), out.size);
+    out.current = known == facts.end() || out.range.verdict != RangeVerdict::kUnsatisfiable;
+    if (request.method() == http::verb::get && out.range.verdict != RangeVerdict::kUnsatisfiable) {
+      bool part = out.range.verdict == RangeVerdict::kPartial;
+      try {
+        out.from = co_await session->read(item, part ? out.range.range.offset : 0, part ? out.range.range.length : out.size);
+        out.current = out.from->size_bytes == out.size;
+      } catch (const ClientError& e) {
+        if (e.failure() != Failure::kNotFound) throw;
+        out.current = false;
+      }
+    }
+    co_return out;
+  }
+
   // False: the connection ends.
   awaitable<bool> answer(beast::tcp_stream& stream, const http::request<http::string_body>& request) {
     if (request.method() != http::verb::get && request.method() != http::verb::head)
@@ -139,32 +188,13 @@ struct Playback::Impl : std::enable_shared_from_this<Impl> {
 
     std::string failure;
     http::status failure_status = http::status::bad_gateway;
-    std::unique_ptr<ReadStream> from;
-    RangeAnswer range;
-    std::uint64_t size = 0;
-    std::string type;
+    Opening opening;
     try {
       std::shared_ptr<Session> session = co_await source();
-      // The range depends on the size: from the last answer about this item, else from a look at its first byte.
-      if (auto known_item = facts.find(item); known_item != facts.end()) {
-        size = known_item->second.first;
-        type = known_item->second.second;
-      } else {
-        std::unique_ptr<ReadStream> look = co_await session->read(item, 0, 1);
-        size = look->size_bytes;
-        type = look->content_type;
-      }
-      std::string header(request[http::field::range]);
-      range = parse_range(header, size);
-      if (request.method() == http::verb::get && range.verdict != RangeVerdict::kUnsatisfiable) {
-        bool part = range.verdict == RangeVerdict::kPartial;
-        from = co_await session->read(item, part ? range.range.offset : 0, part ? range.range.length : size);
-        if (from->size_bytes != size) {
-          facts.erase(item);
-          throw ClientError(Failure::kFailed, "the item changed on the server; ask again");
-        }
-      }
-      facts[item] = {size, type};
+      opening = co_await open_item(session, item, false, request);
+      if (!opening.current) opening = co_await open_item(session, item, true, request);
+      if (!opening.current) throw ClientError(Failure::kFailed, "the item changes on the server; ask again");
+      facts[item] = {opening.size, opening.type};
     } catch (const ClientError& e) {
       failure = e.what();
       if (e.failure() == Failure::kNotFound) failure_status = http::status::not_found;
@@ -175,10 +205,12 @@ struct Playback::Impl : std::enable_shared_from_this<Impl> {
       co_return co_await refuse(stream, request, failure_status, failure);
     }
 
+    const RangeAnswer& range = opening.range;
+    const std::uint64_t size = opening.size;
     http::response<http::empty_body> response(http::status::ok, request.version());
     response.set(http::field::server, "porthole");
     response.set(http::field::accept_ranges, "bytes");
-    response.set(http::field::content_type, type.empty() ? "application/octet-stream" : type);
+    response.set(http::field::content_type, opening.type.empty() ? "application/octet-stream" : opening.type);
     response.set(http::field::cache_control, "no-store");
     response.keep_alive(request.keep_alive());
     std::uint64_t offset = 0;
@@ -199,8 +231,8 @@ struct Playback::Impl : std::enable_shared_from_this<Impl> {
     error_code error;
     co_await http::async_write_header(stream, head, asio::redirect_error(asio::use_awaitable, error));
     if (error) co_return false;
-    if (request.method() == http::verb::head || !from) co_return request.keep_alive();
-    bool whole = co_await pass_on(stream, std::move(from), item, offset, length, size);
+    if (request.method() == http::verb::head || !opening.from) co_return request.keep_alive();
+    bool whole = co_await pass_on(stream, std::move(opening.from), item, offset, length, size);
     co_return whole && request.keep_alive();
   }
 
@@ -208,36 +240,29 @@ struct Playback::Impl : std::enable_shared_from_this<Impl> {
   awaitable<bool> pass_on(beast::tcp_stream& stream, std::unique_ptr<ReadStream> from, std::string item,
                           std::uint64_t offset, std::uint64_t length, std::uint64_t size) {
     std::uint64_t done = 0;
+    int losses = 0;
     while (done < length) {
       std::string bytes;
-      std::string lost;
+      bool lost = false;
       try {
+        if (!from) {
+          std::shared_ptr<Session> session = co_await source();
+          from = co_await session->read(item, offset + done, length - done);
+          if (from->size_bytes != size) throw ClientError(Failure::kFailed, "the item changed on the server while it was played");
+        }
         bytes = co_await from->read();
       } catch (const ClientError& e) {
-        if (e.failure() != Failure::kLost || stopped) {
+        if (e.failure() != Failure::kLost || stopped || ++losses > kStreamLossesMax) {
           problem(e.what());
           co_return false;
         }
-        lost = e.what();
+        lost = true;
       }
-      if (!lost.empty()) {
+      if (lost) {
         from.reset();
-        try {
-          std::shared_ptr<Session> session = co_await source();
-          from = co_await session->read(item, offset + done, length - done);
-        } catch (const ClientError& e) {
-          lost = e.what();
-        }
-        if (from && from->size_bytes != size) {
-          lost = "the item changed on the server while it was played";
-          from.reset();
-        }
-        if (!from) {
-          problem(lost);
-          co_return false;
-        }
         continue;
       }
+      losses = 0;
       if (bytes.empty()) co_return false;
       error_code error;
       co_await asio::async_write(stream.socket(), asio::buffer(bytes), asio::redirect_error(asio::use_awaitable, error));
@@ -265,6 +290,7 @@ Playback::Playback(asio::io_context& io, const std::string& listen, SessionSourc
   impl_->open(listen);
 }
 Playback::~Playback() { impl_->stop(); }
+void Playback::check_listen(const std::string& listen) { listen_endpoint(listen); }
 std::string Playback::url(const Item& item) const {
   return impl_->base + "/" + impl_->token + "/" + item.id + "/" + url_name(item.file_name);
 }

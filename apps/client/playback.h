@@ -20,8 +20,10 @@ class Playback {
   // A session that has not ended; connects anew when needed. ClientError when that does not work.
   using SessionSource = std::function<boost::asio::awaitable<std::shared_ptr<Session>>()>;
 
-  // Serves on `listen` ("127.0.0.1:0"; loopback addresses only) from here on, on the thread of `io`. ClientError when
-  // that is not possible. `problem` gets a sentence for each answer that broke off.
+  // CommandError when `listen` is not ADDR:PORT with a loopback address.
+  static void check_listen(const std::string& listen);
+  // Serves on `listen` ("127.0.0.1:0"; see check_listen) from here on, on the thread of `io`. ClientError when that is not
+  // possible. `problem` gets a sentence for each answer that broke off.
   Playback(boost::asio::io_context& io, const std::string& listen, SessionSource source,
            std::function<void(const std::string&)> problem);
   // Ends what is being served. The io_context must be run until it is done with that, or not be run any more.

@@ -1,6 +1,8 @@
 // Client and server, both real, over loopback sockets: direct and through a proxy.
 #include "client/session.h"
 
+#include <session.pb.h>
+
 #include <boost/asio/use_awaitable.hpp>
 
 #include "client/household.h"
@@ -281,6 +283,33 @@ TEST(Server, RemoteDetailsComeWithTheLogin) {
     EXPECT_EQ(a.remote_problem, "the coordination service is down");
   };
   run(io, without());
+}
+
+// C3: other implementations read these numbers. The bytes are written here by hand (number * 8 + kind, length, value).
+TEST(Contract, NumbersOfTheLoginAnswer) {
+  std::string bytes;
+  bytes += std::string("\x08\x01", 2);
+  bytes += std::string("\x12\x04", 2) + "Home";
+  bytes += std::string("\x4a\x03", 2) + "nas";
+  bytes += std::string("\x52\x0a", 2) + "100.64.0.1";
+  bytes += std::string("\x5a\x09", 2) + "https://c";
+  bytes += std::string("\x62\x03", 2) + "key";
+  session::pb::LoginResponse r;
+  ASSERT_TRUE(r.ParseFromString(bytes));
+  EXPECT_TRUE(r.success());
+  EXPECT_EQ(r.server_name(), "Home");
+  EXPECT_EQ(r.remote_hostname(), "nas");
+  EXPECT_EQ(r.remote_ip(), "100.64.0.1");
+  EXPECT_EQ(r.coordination_url(), "https://c");
+  EXPECT_EQ(r.tailnet_preauth_key(), "key");
+  session::pb::LoginResponse made;
+  made.set_success(true);
+  made.set_server_name("Home");
+  made.set_remote_hostname("nas");
+  made.set_remote_ip("100.64.0.1");
+  made.set_coordination_url("https://c");
+  made.set_tailnet_preauth_key("key");
+  EXPECT_EQ(made.SerializeAsString(), bytes);
 }
 
 int raw_connect(std::uint16_t port) {

@@ -1,13 +1,13 @@
 #include "client/strategy.h"
 
-#include <boost/asio/co_spawn.hpp>
+#include <algorithm>
 #include <boost/asio/redirect_error.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/this_coro.hpp>
-#include <boost/asio/thread_pool.hpp>
 #include <boost/asio/use_awaitable.hpp>
 
 #include "client/connector.h"
+#include "client/elsewhere.h"
 #include "client/error.h"
 #include "client/limits.h"
 #include "session/limits.h"
@@ -18,17 +18,8 @@ namespace {
 
 namespace asio = boost::asio;
 using asio::awaitable;
-
-// Runs what blocks on a thread of its own; the event loop goes on meanwhile (C13).
-template <class F>
-awaitable<void> elsewhere(F f) {
-  asio::thread_pool one(1);
-  auto call = [&f]() -> awaitable<void> {
-    f();
-    co_return;
-  };
-  co_await asio::co_spawn(one, call(), asio::use_awaitable);
-}
+using std::chrono::milliseconds;
+using std::chrono::steady_clock;
 
 awaitable<Connected> enter(asio::ip::tcp::socket socket, std::string where, const SavedServer& server,
                            const Surroundings& around, bool remote) {
@@ -50,7 +41,8 @@ awaitable<Connected> connect_local(const SavedServer& server, const Surroundings
   co_return co_await enter(std::move(socket), where, server, around, false);
 }
 
-awaitable<Connected> attempt_remote(const SavedServer& server, const Surroundings& around, TailnetClient& tailnet) {
+awaitable<Connected> attempt_remote(const SavedServer& server, const Surroundings& around, TailnetClient& tailnet,
+                                    steady_clock::time_point deadline) {
   const std::string peer = server.remote_ip.empty() ? server.remote_hostname : server.remote_ip;
   ProxyEndpoint proxy;
   auto prepare = [&] {
@@ -58,8 +50,11 @@ awaitable<Connected> attempt_remote(const SavedServer& server, const Surrounding
       tailnet.ensure_connected();
     else
       tailnet.join(server.coordination_url, server.tailnet_preauth_key);
-    tailnet.wait_connected(kTailnetReadyTimeout);
-    tailnet.wait_peer(peer, kPeerReadyTimeout);
+    auto at_most = [&](milliseconds time) {
+      return std::clamp(std::chrono::duration_cast<milliseconds>(deadline - steady_clock::now()), milliseconds(0), time);
+    };
+    tailnet.wait_connected(at_most(kTailnetReadyTimeout));
+    tailnet.wait_peer(peer, at_most(kPeerReadyTimeout));
     proxy = tailnet.proxy();
   };
   co_await elsewhere(prepare);
@@ -75,15 +70,17 @@ bool passing(Failure failure) { return failure == Failure::kUnreachable || failu
 
 awaitable<Connected> connect_remote(const SavedServer& server, const Surroundings& around) {
   std::shared_ptr<TailnetClient> tailnet = around.tailnet();
-  std::chrono::milliseconds wait = kRemoteBackoffFirst;
+  const steady_clock::time_point deadline = steady_clock::now() + around.remote_time_max;
+  milliseconds wait = around.backoff_first;
   for (int attempt = 1;; ++attempt) {
     std::string reason;
     try {
       around.event({{"event", "remote_attempt"}, {"server", server.name}, {"attempt", attempt}});
-      Connected out = co_await attempt_remote(server, around, *tailnet);
+      Connected out = co_await attempt_remote(server, around, *tailnet, deadline);
       co_return out;
     } catch (const ClientError& e) {
-      if (!passing(e.failure()) || attempt == kRemoteAttemptsMax) throw;
+      bool in_time = steady_clock::now() + wait < deadline;
+      if (!passing(e.failure()) || attempt == kRemoteAttemptsMax || !in_time) throw;
       reason = e.what();
     }
     around.event({{"event", "remote_failed"}, {"server", server.name}, {"reason", reason}, {"retry_ms", wait.count()}});

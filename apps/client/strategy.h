@@ -4,10 +4,12 @@
 
 #include <boost/asio/awaitable.hpp>
 #include <boost/json/object.hpp>
+#include <chrono>
 #include <functional>
 #include <memory>
 #include <string>
 
+#include "client/limits.h"
 #include "client/session.h"
 #include "client/store.h"
 #include "client/tailnet.h"
@@ -24,6 +26,8 @@ struct Surroundings {
   std::function<bool(const std::string& reason)> ask;
   // What is being done: {"event":"local_failed",..}, {"event":"remote_attempt",..}, {"event":"connect_remotely",..}.
   std::function<void(boost::json::object)> event = [](boost::json::object) {};
+  std::chrono::milliseconds backoff_first = kRemoteBackoffFirst;
+  std::chrono::milliseconds remote_time_max = kRemoteTimeMax;
 };
 
 struct Connected {

@@ -1,5 +1,8 @@
 #include "client/strategy.h"
 
+#include <future>
+
+#include "client/elsewhere.h"
 #include "client/household.h"
 #include "client/limits.h"
 
@@ -44,6 +47,8 @@ class StrategyTest : public ::testing::Test {
       return yes;
     };
     s.event = [this](boost::json::object e) { events.push_back(std::string(e["event"].as_string())); };
+    s.backoff_first = std::chrono::milliseconds(1);
+    s.remote_time_max = remote_time_max;
     return s;
   }
   Connected connect(const SavedServer& server, Way way) {
@@ -64,6 +69,7 @@ class StrategyTest : public ::testing::Test {
   boost::asio::io_context io;
   int asked = 0;
   bool yes = false;
+  std::chrono::milliseconds remote_time_max = kRemoteTimeMax;
   std::vector<std::string> events;
 };
 Household* StrategyTest::home = nullptr;
@@ -136,6 +142,59 @@ TEST_F(StrategyTest, PassingFailuresAreRetriedWithinTheLimit) {
   EXPECT_EQ(std::count(events.begin(), events.end(), "remote_failed"), 1);
 }
 
+// C8.
+TEST_F(StrategyTest, FiveAttemptsAndNoMore) {
+  proxy->refuse_next = 100;
+  EXPECT_EQ(fails(with_remote(), Way::kRemote), Failure::kUnreachable);
+  EXPECT_EQ(kRemoteAttemptsMax, 5);
+  EXPECT_EQ(proxy->requests, 5);
+  EXPECT_EQ(std::count(events.begin(), events.end(), "remote_attempt"), 5);
+}
+
+TEST_F(StrategyTest, AllAttemptsTogetherHaveABoundAndTheReasonIsSaid) {
+  net.on_join = [](const TailnetNodeConfig&) { throw NodeError(NodeError::Kind::kTimeout, "not yet"); };
+  net.news = {{"", "the coordination server does not answer", false}};
+  remote_time_max = std::chrono::milliseconds(200);
+  auto begin = std::chrono::steady_clock::now();
+  try {
+    connect(with_remote(), Way::kRemote);
+    FAIL();
+  } catch (const ClientError& e) {
+    EXPECT_EQ(e.failure(), Failure::kUnreachable);
+    EXPECT_NE(std::string(e.what()).find("the coordination server does not answer"), std::string::npos) << e.what();
+  }
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, kTailnetReadyTimeout);
+}
+
+// A login page, a proxy, a certificate: nothing to wait for, and nothing to try again.
+TEST_F(StrategyTest, WhatWaitingDoesNotMendEndsTheFirstAttempt) {
+  net.on_join = [](const TailnetNodeConfig&) { throw NodeError(NodeError::Kind::kTimeout, "not yet"); };
+  net.news = {{"", "it answered with a web page", true}};
+  try {
+    connect(with_remote(), Way::kRemote);
+    FAIL();
+  } catch (const ClientError& e) {
+    EXPECT_NE(std::string(e.what()).find("it answered with a web page"), std::string::npos) << e.what();
+  }
+  EXPECT_EQ(std::count(events.begin(), events.end(), "remote_attempt"), 1);
+  EXPECT_EQ(tailnet->status().kind, NodeError::Kind::kBlocked);
+}
+
+// A node may come up from the map of its last run while the coordinator and the relay are out of reach.
+TEST_F(StrategyTest, PeerThatDoesNotAnswerIsSaidWithWhatTheNodeMet) {
+  net.on_wait_peer = [](const std::string&) { throw NodeError(NodeError::Kind::kTimeout, "not yet"); };
+  net.news = {{"", "it answered with a web page", true}};
+  remote_time_max = std::chrono::milliseconds(50);
+  try {
+    connect(with_remote(), Way::kRemote);
+    FAIL();
+  } catch (const ClientError& e) {
+    EXPECT_EQ(e.failure(), Failure::kFailed);
+    EXPECT_NE(std::string(e.what()).find("100.64.0.1"), std::string::npos) << e.what();
+    EXPECT_NE(std::string(e.what()).find("it answered with a web page"), std::string::npos) << e.what();
+  }
+}
+
 TEST_F(StrategyTest, WrongPasswordIsNotRetried) {
   SavedServer s = with_remote();
   s.password = "guess";
@@ -147,6 +206,28 @@ TEST_F(StrategyTest, RevokedKeyIsSaidAtOnce) {
   net.on_join = [](const TailnetNodeConfig&) { throw NodeError(NodeError::Kind::kUnauthorized, "the key was revoked"); };
   EXPECT_EQ(fails(with_remote(), Way::kRemote), Failure::kKeyInvalid);
   EXPECT_EQ(std::count(events.begin(), events.end(), "remote_attempt"), 1);
+}
+
+// Ctrl-C drops the event loop while something is waited for: not before the thread that works for it is done.
+TEST(Elsewhere, DroppedLoopWaitsForItsThread) {
+  std::promise<void> begun, told;
+  std::atomic<bool> returned{false};
+  auto io = std::make_unique<boost::asio::io_context>();
+  auto work = [&]() -> awaitable<void> {
+    auto blocks = [&] {
+      begun.set_value();
+      told.get_future().wait();
+      returned = true;
+    };
+    co_await elsewhere(blocks);
+  };
+  boost::asio::co_spawn(*io, work(), [](std::exception_ptr) { ADD_FAILURE() << "nobody is there to hear of it"; });
+  io->poll();
+  begun.get_future().wait();
+  std::thread teller([&] { told.set_value(); });
+  io.reset();
+  EXPECT_TRUE(returned);
+  teller.join();
 }
 
 class TailnetTest : public ::testing::Test {
@@ -213,6 +294,21 @@ TEST_F(TailnetTest, BlockedJoinBlocksNobodyAndCanBeLeft) {
   }
   EXPECT_FALSE(c->has_joined());
   c.reset();
+}
+
+TEST_F(TailnetTest, WhoeverWatchesLearnsWhatIsInTheWayWhileItJoins) {
+  net.on_join = [](const TailnetNodeConfig&) { throw NodeError(NodeError::Kind::kTimeout, "not yet"); };
+  net.news = {{"connecting", "", false}, {"", "connection refused", false}};
+  auto c = client();
+  std::promise<TailnetStatus> seen;
+  bool told = false;
+  c->observe([&](const TailnetStatus& s) {
+    if (!s.problem.empty() && !std::exchange(told, true)) seen.set_value(s);
+  });
+  c->join("https://c", "key");
+  TailnetStatus s = seen.get_future().get();
+  EXPECT_EQ(s.state, TailnetState::kJoining);
+  EXPECT_EQ(s.problem, "connection refused");
 }
 
 TEST_F(TailnetTest, WithoutAKeyOrStateThereIsNoWay) {

@@ -6,12 +6,15 @@
 #include <filesystem>
 
 #include "client/error.h"
+#include "client/limits.h"
 #include "support/support.h"
 
 namespace porthole::client {
 namespace {
 
 using namespace std::chrono_literals;
+
+using std::chrono::steady_clock;
 
 constexpr std::chrono::milliseconds kTurn = 500ms;
 constexpr const char* kKeyInvalid =
@@ -94,6 +97,7 @@ void TailnetClient::start(Order order) {
   std::lock_guard lock(mutex_);
   if (order_ || status_.state == TailnetState::kJoining || status_.state == TailnetState::kConnected) return;
   order_ = std::move(order);
+  trouble_.reset();
   status_ = {TailnetState::kJoining, {}, NodeError::Kind::kFailed};
   changed_.notify_all();
 }
@@ -143,12 +147,31 @@ void TailnetClient::drop_node() {
 }
 
 // On the node's thread: a login that ends while connected is the end of the connection.
-void TailnetClient::note(const std::string& node_state) {
-  bool ended = node_state == "login_needed" || node_state == "needs-login" || node_state == "logged-out" ||
-               node_state == "expired";
+void TailnetClient::note(const NodeNews& news) {
+  bool ended = news.state == "login_needed" || news.state == "needs-login" || news.state == "logged-out" ||
+               news.state == "expired";
   if (ended && status().state == TailnetState::kConnected)
     enter(TailnetState::kFailed, kKeyInvalid, NodeError::Kind::kUnauthorized);
-  changed_.notify_all();
+  if (news.problem.empty()) return;
+  std::function<void(const TailnetStatus&)> observer;
+  TailnetStatus status;
+  {
+    std::lock_guard lock(mutex_);
+    steady_clock::time_point now = steady_clock::now();
+    std::optional<Trouble> before = trouble();
+    bool goes_on = before && before->lasting == news.lasting;
+    trouble_ = Trouble{news.problem, news.lasting, goes_on ? before->first : now, now};
+    if (status_.state != TailnetState::kJoining) return;
+    status_.problem = news.problem;
+    status = status_;
+    observer = observer_;
+  }
+  if (observer) observer(status);
+}
+
+std::optional<TailnetClient::Trouble> TailnetClient::trouble() const {
+  if (trouble_ && steady_clock::now() - trouble_->last > kTroubleCounts) return std::nullopt;
+  return trouble_;
 }
 
 void TailnetClient::bring_up(const Order& order) {
@@ -176,7 +199,7 @@ void TailnetClient::bring_up(const Order& order) {
         std::lock_guard lock(mutex_);
         node_ = made;
       }
-      made->observe([this](const std::string& state) { note(state); });
+      made->observe([this](const NodeNews& news) { note(news); });
       for (;;) {
         try {
           made->join(250ms);
@@ -186,6 +209,9 @@ void TailnetClient::bring_up(const Order& order) {
         }
         std::lock_guard lock(mutex_);
         if (stopping_) return;
+        std::optional<Trouble> met = trouble();
+        if (met && met->lasting && steady_clock::now() - met->first > kLastingTroubleGrace)
+          throw NodeError(NodeError::Kind::kBlocked, "the tailnet cannot be reached: " + met->sentence);
       }
       break;
     } catch (const NodeError& e) {
@@ -209,9 +235,12 @@ void TailnetClient::wait_connected(std::chrono::milliseconds time_max) {
   });
   if (status_.state == TailnetState::kConnected) return;
   if (stopping_) throw ClientError(Failure::kFailed, "interrupted");
-  if (!done) throw ClientError(Failure::kUnreachable, "the tailnet does not answer yet");
+  if (!done)
+    throw ClientError(Failure::kUnreachable, status_.problem.empty() ? "the tailnet does not answer yet"
+                                                                     : "the tailnet cannot be reached yet: " + status_.problem);
+  bool final = status_.kind == NodeError::Kind::kInUse || status_.kind == NodeError::Kind::kBlocked;
   Failure failure = status_.kind == NodeError::Kind::kUnauthorized ? Failure::kKeyInvalid
-                    : status_.kind == NodeError::Kind::kInUse      ? Failure::kFailed
+                    : final                                        ? Failure::kFailed
                                                                    : Failure::kUnreachable;
   throw ClientError(failure, status_.problem);
 }
@@ -240,16 +269,22 @@ void TailnetClient::wait_peer(const std::string& peer, std::chrono::milliseconds
   std::shared_ptr<TailnetNode> n = node();
   if (!n) throw ClientError(Failure::kUnreachable, "the tailnet is not connected");
   // In short turns, so that shut_down() need not wait for the whole time.
-  auto deadline = std::chrono::steady_clock::now() + time_max;
+  auto deadline = steady_clock::now() + time_max;
   for (;;) {
     try {
       n->wait_peer(peer, std::min(time_max, kTurn));
       return;
     } catch (const NodeError& e) {
-      if (e.kind() != NodeError::Kind::kTimeout || std::chrono::steady_clock::now() >= deadline)
-        raise(e, "the server cannot be reached over the tailnet");
+      if (e.kind() != NodeError::Kind::kTimeout) raise(e, "the server cannot be reached over the tailnet");
     }
     std::lock_guard lock(mutex_);
+    if (steady_clock::now() >= deadline) {
+      // A node that came up from the map it knew has perhaps not reached anybody since.
+      std::optional<Trouble> met = trouble();
+      throw ClientError(met && met->lasting ? Failure::kFailed : Failure::kUnreachable,
+                        peer + " does not answer on the tailnet; is the server running, and are both devices online?" +
+                            (met ? " (" + met->sentence + ")" : std::string()));
+    }
     if (stopping_) throw ClientError(Failure::kFailed, "interrupted");
     if (status_.state == TailnetState::kFailed && status_.kind == NodeError::Kind::kUnauthorized)
       throw ClientError(Failure::kKeyInvalid, status_.problem);

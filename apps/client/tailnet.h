@@ -20,12 +20,20 @@ namespace porthole::client {
 
 class NodeError : public std::runtime_error {
  public:
-  enum class Kind { kTimeout, kUnauthorized, kNotFound, kInUse, kFailed };
+  // kBlocked: something is in the way that waiting does not mend (NodeNews::lasting).
+  enum class Kind { kTimeout, kUnauthorized, kNotFound, kInUse, kBlocked, kFailed };
   NodeError(Kind kind, const std::string& message) : std::runtime_error(message), kind_(kind) {}
   Kind kind() const { return kind_; }
 
  private:
   Kind kind_;
+};
+
+// What a node says about itself while it runs.
+struct NodeNews {
+  std::string state;     // "running", "connecting", "login_needed", ...; empty: as before
+  std::string problem;   // what it has just met, as a sentence; empty: nothing
+  bool lasting = false;  // of the problem: it stays until somebody does something (a login page, a proxy, a certificate)
 };
 
 // May be called from any thread; destroying it leaves the tailnet connection. Failures throw NodeError.
@@ -40,8 +48,8 @@ class TailnetNode {
   virtual void wait_peer(const std::string& peer, std::chrono::milliseconds time_max) = 0;
   // "direct", "relay", or "unknown".
   virtual std::string path_to(const std::string& peer) = 0;
-  // Called from a thread of the node's with "running", "connecting", "login_needed", ... as they come. Set once.
-  virtual void observe(std::function<void(const std::string&)> state) = 0;
+  // Called from a thread of the node's with the news as they come. Set once.
+  virtual void observe(std::function<void(const NodeNews&)> observer) = 0;
 };
 
 struct TailnetNodeConfig {
@@ -58,7 +66,7 @@ const char* name_of(TailnetState state);
 
 struct TailnetStatus {
   TailnetState state = TailnetState::kIdle;
-  std::string problem;      // a sentence, with kFailed
+  std::string problem;  // a sentence: with kFailed why, with kJoining what was met so far
   NodeError::Kind kind = NodeError::Kind::kFailed;  // with kFailed; kUnauthorized: only a new key helps
 };
 
@@ -80,7 +88,8 @@ class TailnetClient {
   // Called from the client's own thread at each change, never under a lock.
   void observe(std::function<void(const TailnetStatus&)> observer);
 
-  // These block and throw ClientError; kKeyInvalid when the tailnet does not take this device any more.
+  // These block and throw ClientError with what the node has met: kUnreachable when waiting longer may help, kKeyInvalid
+  // when the tailnet does not take this device any more.
   void wait_connected(std::chrono::milliseconds time_max);
   ProxyEndpoint proxy();
   void wait_peer(const std::string& peer, std::chrono::milliseconds time_max);
@@ -99,7 +108,14 @@ class TailnetClient {
   std::shared_ptr<TailnetNode> node() const;
   void save();
   void drop_node();
-  void note(const std::string& node_state);
+  void note(const NodeNews& news);
+  // What the node met last, unless that is too long ago to matter.
+  struct Trouble {
+    std::string sentence;
+    bool lasting = false;
+    std::chrono::steady_clock::time_point first, last;  // of this lasting, or this passing
+  };
+  std::optional<Trouble> trouble() const;  // under the lock
 
   const std::string dir_, hostname_, ca_file_;
   const TailnetNodeFactory factory_;
@@ -107,6 +123,7 @@ class TailnetClient {
   mutable std::condition_variable changed_;
   std::optional<Order> order_;
   TailnetStatus status_;
+  std::optional<Trouble> trouble_;
   std::string joined_url_;  // empty: never joined
   std::shared_ptr<TailnetNode> node_;
   std::function<void(const TailnetStatus&)> observer_;

@@ -2,7 +2,6 @@
 
 #include <poll.h>
 #include <sys/socket.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -12,6 +11,7 @@
 #include <cstring>
 
 #include "support/support.h"
+#include "support/unix_socket.h"
 
 namespace porthole::app {
 namespace {
@@ -25,12 +25,8 @@ struct Answer {
 
 Answer ask(const std::string& state_dir, const json::object& question, int timeout_ms, int stop_fd) {
   std::string path = state_dir + "/node.sock";
-  sockaddr_un a{};
-  a.sun_family = AF_UNIX;
-  if (path.size() >= sizeof a.sun_path) throw CommandError("the path " + path + " is too long for a socket");
-  std::memcpy(a.sun_path, path.data(), path.size());
   OwnedFd fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
-  if (::connect(fd.get(), reinterpret_cast<sockaddr*>(&a), sizeof a) != 0) {
+  if (connect_unix(fd.get(), path) != 0) {
     if (errno == ENOENT || errno == ECONNREFUSED)
       throw CommandError("no node is running with the state directory " + state_dir + " (start it with: porthole node run --statedir " + state_dir + " ...)");
     throw CommandError("cannot talk to the node in " + state_dir + ": " + std::strerror(errno));

@@ -2,7 +2,6 @@
 
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -11,6 +10,7 @@
 #include "crypto/secret.h"
 #include "remote/limits.h"
 #include "support/support.h"
+#include "support/unix_socket.h"
 
 namespace porthole::remote {
 
@@ -63,13 +63,11 @@ class ControlSocket::Client : public std::enable_shared_from_this<Client> {
 
 ControlSocket::ControlSocket(asio::io_context& io, const std::string& path, Handler handler)
     : path_(path), handler_(std::move(handler)), acceptor_(io) {
-  if (path.size() >= sizeof(sockaddr_un::sun_path))
-    throw app::CommandError("the path " + path + " is too long for a socket; choose a shorter state directory");
   ::unlink(path.c_str());
   error_code e;
   acceptor_.open(Local(), e);
   mode_t old = ::umask(0177);
-  if (!e) acceptor_.bind(Local::endpoint(path), e);
+  if (!e && app::bind_unix(acceptor_.native_handle(), path) != 0) e.assign(errno, boost::system::system_category());
   ::umask(old);
   if (!e) acceptor_.listen(asio::socket_base::max_listen_connections, e);
   if (e) throw app::CommandError("cannot make " + path + ": " + e.message());
@@ -109,12 +107,8 @@ std::optional<json::object> ask_control_socket(const std::string& path, const js
   timeval limit{30, 0};
   ::setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
   ::setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
-  sockaddr_un to{};
-  to.sun_family = AF_UNIX;
-  if (path.size() >= sizeof to.sun_path) throw app::CommandError("the path " + path + " is too long for a socket");
-  std::memcpy(to.sun_path, path.data(), path.size());
   auto fail = [&] { return app::CommandError("the running service does not answer on " + path + ": " + std::strerror(errno)); };
-  if (::connect(fd, reinterpret_cast<sockaddr*>(&to), sizeof to) != 0) {
+  if (app::connect_unix(fd, path) != 0) {
     if (errno == ENOENT || errno == ECONNREFUSED) return std::nullopt;
     throw fail();
   }

@@ -230,7 +230,7 @@ complete -c porthole -n '__porthole_at porthole client get' -l name -r -F -d 'Na
 complete -c porthole -n '__porthole_at porthole client get' -l auto -d 'Go on remotely without asking when the LAN does not lead there'
 complete -c porthole -n '__porthole_at porthole client get' -l local -d 'The LAN only'
 complete -c porthole -n '__porthole_at porthole client get' -l remote -d 'The tailnet only'
-complete -c porthole -n '__porthole_at porthole client get' -l output -r -F -d 'File to write; without it, standard output'
+complete -c porthole -n '__porthole_at porthole client get' -l output -r -F -d 'File to write; without it, or with -, standard output'
 complete -c porthole -n '__porthole_at porthole client get' -l range -r -F -d 'Bytes A-B, A- or -N'
 complete -c porthole -n '__porthole_at porthole client remove' -s h -l help -d 'Print this help message and exit'
 complete -c porthole -n '__porthole_at porthole client remove' -l statedir -r -F -d 'Folder for saved servers and tailnet state (default: ~/.local/state/porthole/client)'

@@ -36,10 +36,17 @@ Result<UniqueFd> connect_tcp(const Endpoint& address) {
 Result<UniqueFd> listen_unix(const std::string& path) {
   sockaddr_un a{};
   a.sun_family = AF_UNIX;
-  if (path.size() >= sizeof a.sun_path)
-    return Error{ErrorCode::kInvalid, "the path " + path + " is too long for a socket (" +
-                                          std::to_string(sizeof a.sun_path - 1) + " characters at most)"};
-  std::memcpy(a.sun_path, path.data(), path.size());
+  // A socket's name has room for 107 characters, and people choose their state directories: a longer path is bound by way
+  // of its open directory. Shorter ones do without /proc, and say where they are to whoever lists sockets.
+  std::string name = path;
+  UniqueFd directory;
+  if (std::size_t slash = path.rfind('/'); path.size() >= sizeof a.sun_path && slash != std::string::npos) {
+    directory.reset(::open(path.substr(0, slash + 1).c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
+    if (!directory) return errno_error("cannot listen on " + path, errno);
+    name = "/proc/self/fd/" + std::to_string(directory.get()) + path.substr(slash);
+  }
+  if (name.size() >= sizeof a.sun_path) return errno_error("cannot listen on " + path, ENAMETOOLONG);
+  std::memcpy(a.sun_path, name.data(), name.size());
   UniqueFd fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   if (!fd) return errno_error("cannot open a socket", errno);
   // The state directory is locked by us, so a socket file that exists is left from a process that was killed.

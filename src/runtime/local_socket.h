@@ -15,7 +15,7 @@ namespace porthole::runtime {
 Result<UniqueFd> listen_tcp(const Endpoint& address, int backlog = 128);
 // Starts a non-blocking connect.
 Result<UniqueFd> connect_tcp(const Endpoint& address);
-// Unix stream listener, mode 0600, replacing a stale socket file (a live one is kAlreadyExists).
+// Unix stream listener, mode 0600, replacing whatever socket file is there. The folder's path may be of any length.
 Result<UniqueFd> listen_unix(const std::string& path);
 
 // A connected TCP pair over 127.0.0.1: first is the node's end (non-blocking), second the app's (blocking). TCP and not

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <sys/resource.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include <cstdlib>
@@ -109,6 +110,30 @@ TEST(Files, StateDirIsExclusiveAndPrivate) {
   write_text(dir.file("plain"), "");
   auto third = StateDir::open(dir.file("plain"));
   ASSERT_FALSE(third.ok());
+}
+
+// A socket's name has room for 107 characters; a folder may have a longer one.
+TEST(LocalSocket, ListensUnderALongPath) {
+  TempDir dir;
+  const std::string folder = dir.file(std::string(200, 'l'));
+  std::filesystem::create_directory(folder);
+  for (int round = 0; round < 2; ++round) {  // the second one replaces what is left of the first
+    auto listener = listen_unix(folder + "/node.sock");
+    ASSERT_TRUE(listener.ok()) << listener.error().message;
+    struct stat s {};
+    ASSERT_EQ(::stat((folder + "/node.sock").c_str(), &s), 0);
+    EXPECT_TRUE(S_ISSOCK(s.st_mode));
+    EXPECT_EQ(s.st_mode & 0777, 0600u);
+    UniqueFd directory(::open(folder.c_str(), O_PATH | O_CLOEXEC));
+    sockaddr_un a{};
+    a.sun_family = AF_UNIX;
+    std::snprintf(a.sun_path, sizeof a.sun_path, "/proc/self/fd/%d/node.sock", directory.get());
+    UniqueFd asking(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    EXPECT_EQ(::connect(asking.get(), reinterpret_cast<sockaddr*>(&a), sizeof a), 0);
+  }
+  auto impossible = listen_unix(folder + "/" + std::string(200, 's'));
+  ASSERT_FALSE(impossible.ok());
+  EXPECT_NE(impossible.error().message.find("too long"), std::string::npos) << impossible.error().message;
 }
 
 TEST(StateStore, RoundTrip) {

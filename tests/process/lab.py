@@ -447,6 +447,27 @@ class EchoUdp:
             self.socket.sendto(b"seen " + data, source)
 
 
+class WebServer:
+    """Gives every connection to `serve`, until closed."""
+
+    def __init__(self, serve):
+        self.serve = serve
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
+        serve_each(self.listener, self._one)
+
+    def _one(self, s):
+        s.settimeout(30)
+        self.serve(s)
+
+
+def portal(s):
+    """As the network of a hotel answers everything."""
+    read_head(s)
+    page = b"<!doctype html><html><title>Hotel Seaview</title>Please log in</html>"
+    s.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: %d\r\nConnection: close\r\n\r\n" % len(page) + page)
+
+
 def main(module):
     """Runs the module's test_* functions in the order they are written; exit status for run_tests.py."""
     tests = [(name, f) for name, f in vars(module).items() if name.startswith("test_") and callable(f)]
