@@ -63,7 +63,7 @@ void log_line(const std::string& text) {
   std::tm parts{};
   char stamp[32] = "";
   if (::gmtime_r(&now, &parts)) std::strftime(stamp, sizeof stamp, "%Y-%m-%dT%H:%M:%SZ", &parts);
-  std::fprintf(stderr, "%s %s\n", stamp, text.c_str());
+  print_log(std::string(stamp) + " " + text);
 }
 
 int run_server(const ServeOptions& o) {
@@ -209,7 +209,7 @@ int change_password(const ServeOptions& o) {
 int show_status(const ServeOptions& o) {
   object status = serve::ask_server(o.state_dir, {{"do", "status"}});
   if (o.json) {
-    print_event(status);
+    print_answer(status);
     return 0;
   }
   auto text = [](const boost::json::value& v) {

@@ -93,20 +93,6 @@ def test_certificates():
         notice(lab.node("future-cert", early.url, "k", "--ca-file", future[0]), "not valid yet", "clock")
 
 
-class WebServer:
-    """Gives every connection to `serve`, until closed."""
-
-    def __init__(self, serve):
-        self.serve = serve
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
-        serve_each(self.listener, self._one)
-
-    def _one(self, s):
-        s.settimeout(30)
-        self.serve(s)
-
-
 def test_captive_portal():
     def portal(s):
         read_head(s)
