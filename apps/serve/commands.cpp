@@ -180,6 +180,10 @@ int run_server(const ServeOptions& o) {
 
   stop.wait(-1);
   log_line("shutting down");
+  with_bridge([](serve::TailnetBridge* b) {
+    if (b) b->stop_asking();  // a login that waits for the service must not hold up the end
+    return 0;
+  });
   library.stop();
   server->stop();  // says goodbye, also through the tailnet
   std::unique_ptr<serve::TailnetBridge> ending;
