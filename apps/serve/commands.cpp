@@ -115,6 +115,8 @@ int run_server(const ServeOptions& o) {
       answer["rescan"] = true;
     } else if (what == "status") {
       answer = server->status();
+      if (std::vector<std::string> problems = library.problems(); !problems.empty())
+        answer["library_problems"] = boost::json::array(problems.begin(), problems.end());
       answer["name"] = identity.name;
       answer["fingerprint"] = server->fingerprint();
       with_bridge([&](serve::TailnetBridge* b) {
@@ -151,9 +153,16 @@ int run_server(const ServeOptions& o) {
     server = std::move(made);
     return 0;
   });
-  library.start(serve::kRescanInterval, [&] {
-    event({{"event", "library"}, {"items", library.catalog()->items.size()}});
-    log_line("library: " + std::to_string(library.catalog()->items.size()) + " items");
+  library.start(serve::kRescanInterval, [&](serve::Library::Step step) {
+    if (step == serve::Library::Step::kProblems) {
+      std::vector<std::string> problems = library.problems();
+      event({{"event", "library_problems"}, {"problems", boost::json::array(problems.begin(), problems.end())}});
+      return;
+    }
+    const bool complete = step == serve::Library::Step::kComplete;
+    const std::size_t items = library.catalog()->items.size();
+    event({{"event", complete ? "library" : "library_scan"}, {"items", items}});
+    log_line("library: " + std::to_string(items) + " items" + (complete ? "" : " so far"));
     server->library_changed();
   });
   std::string url = "wss://" + server->listen_address();
@@ -222,6 +231,8 @@ int show_status(const ServeOptions& o) {
   std::printf("%s, %s items, listening on %s (LAN %s)\ncertificate %s\n", text(status["name"]).c_str(),
               text(status["items"]).c_str(), text(status["listen"]).c_str(), text(status["lan"]).c_str(),
               text(status["fingerprint"]).c_str());
+  if (const boost::json::value* problems = status.if_contains("library_problems"))
+    for (const boost::json::value& problem : problems->as_array()) std::printf("library: %s\n", text(problem).c_str());
   if (status.contains("remote")) {
     object remote = status["remote"].as_object();
     std::printf("remote access: %s %s %s\n", text(remote["state"]).c_str(), text(remote["hostname"]).c_str(),
