@@ -115,6 +115,7 @@ int run_server(const ServeOptions& o) {
       answer["rescan"] = true;
     } else if (what == "status") {
       answer = server->status();
+      if (answer.empty()) return object{{"error", "the server is too busy to answer, or is stopping; try again"}};
       if (std::vector<std::string> problems = library.problems(); !problems.empty())
         answer["library_problems"] = boost::json::array(problems.begin(), problems.end());
       answer["name"] = identity.name;
