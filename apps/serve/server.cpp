@@ -500,7 +500,8 @@ void MediaServer::Impl::authenticated(Connection& c) {
 
 void MediaServer::Impl::check_login(const std::shared_ptr<Connection>& c, CheckLogin login) {
   LoginOutcome refused;
-  std::chrono::seconds wait = throttle_.wait(steady_clock::now(), c->counted_as());
+  const std::string address = c->counted_as();
+  std::chrono::seconds wait = throttle_.wait(steady_clock::now(), address);
   if (wait.count() > 0) {
     refused.error = "too many wrong passwords; try again in " + std::to_string(wait.count()) + " s";
     refused.retry_after_s = static_cast<std::uint32_t>(wait.count());
@@ -516,21 +517,22 @@ void MediaServer::Impl::check_login(const std::shared_ptr<Connection>& c, CheckL
     return c->pump();
   }
   ++password_checks_;
-  asio::post(passwords_, [this, c, login = std::move(login)]() mutable {
-    bool matches = password_matches(config_.password_hash, login.password);
+  throttle_.begin(address);
+  asio::post(passwords_, [this, c, address, login = std::move(login)]() mutable {
+    bool matches = !stopping_ && password_matches(config_.password_hash, login.password);
     std::fill(login.password.begin(), login.password.end(), '\0');
-    asio::post(io_, [this, c, matches, login = std::move(login)]() mutable {
+    asio::post(io_, [this, c, address, matches, login = std::move(login)]() mutable {
       --password_checks_;
-      if (c->aborted) return;
+      // A guess counts, whether or not the guesser stayed to hear the answer.
+      matches ? throttle_.succeeded(address) : throttle_.failed(steady_clock::now(), address);
+      if (c->aborted || stopping_) return;
       LoginOutcome outcome;
       if (!matches) {
-        throttle_.failed(steady_clock::now(), c->counted_as());
-        hooks_.log("session " + std::to_string(c->id) + ": wrong password from " + c->counted_as());
+        hooks_.log("session " + std::to_string(c->id) + ": wrong password from " + address);
         outcome.error = "the password is wrong";
         c->machine.login_done(login.id, outcome);
         return c->pump();
       }
-      throttle_.succeeded(c->counted_as());
       c->device_id = login.device_id;
       c->device_name = login.device_name.empty() ? login.device_id : login.device_name;
       outcome.success = true;
