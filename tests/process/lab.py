@@ -69,8 +69,9 @@ class Process:
     def __init__(self, argv, folder, name, **popen):
         self.name = name
         self.stderr_path = os.path.join(folder, f"{name}.{time.monotonic_ns()}.stderr")
+        popen.setdefault("stdin", subprocess.DEVNULL)
         with open(self.stderr_path, "wb") as stderr:
-            self.p = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=stderr, stdin=subprocess.DEVNULL, **popen)
+            self.p = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=stderr, **popen)
         self.events = queue.Queue()
         self.log = []
         self.reader = threading.Thread(target=self._read, daemon=True)

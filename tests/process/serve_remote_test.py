@@ -7,6 +7,7 @@ import random
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import time
 
@@ -162,6 +163,39 @@ def test_stopped_while_enrolling():
             serve = with_remote(lab, WebServer(kind).url)
             serve.wait_event("remote", 20, state="enrolling")
             ends_in_time(serve, f"while enrolling at a {name} service")
+
+
+def test_stopped_while_a_name_is_looked_up():
+    """The system's look-up cannot be interrupted, and takes ten seconds when no name server answers."""
+    if os.getuid() != 0 or not shutil.which("ip") or subprocess.run(["unshare", "-mn", "true"], stderr=subprocess.DEVNULL).returncode != 0:
+        print("        (left out: only root may have a network of its own)")
+        return
+    with Lab() as lab:
+        empty_home(lab)
+        lab.write("resolv.conf", "nameserver 127.0.0.1\n", 0o644)
+        script = 'ip link set lo up && mount --bind "$1" /etc/resolv.conf && shift && exec "$@"'
+        # The name server has the network that the server is in, and never says a word.
+        asked, bound = os.pipe()
+        name_server = "import os, socket, sys; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.bind(('127.0.0.1', 53)); " \
+                      "os.write(int(sys.argv[1]), b'b'); s.recv(512); os.write(int(sys.argv[1]), b'q'); sys.stdin.read()"
+        serve = lab.start("-mn", "sh", "-c", script, "sh", lab.path("resolv.conf"), "sh", "-c", 'read go && exec "$@"', "sh", PORTHOLE, "serve",
+                          "--statedir", lab.path("serve"), "--library", lab.path("library"), "--listen", "127.0.0.1:0", "--json", "--remote",
+                          "http://coordination.example", "--account-token", TOKEN, program="unshare", name="serve", stdin=subprocess.PIPE)
+        ready = "sh\0-c\0read go"  # the last of the shells: the network is up
+        wait_for(lambda: open(f"/proc/{serve.p.pid}/cmdline").read().startswith(ready), 10, "the network of its own")
+        mute_server = subprocess.Popen(["nsenter", "-t", str(serve.p.pid), "-n", sys.executable, "-c", name_server, str(bound)],
+                                       stdin=subprocess.PIPE, pass_fds=[bound])
+        try:
+            check(os.read(asked, 1) == b"b", "the name server")
+            serve.p.stdin.write(b"\n")
+            serve.p.stdin.close()
+            check(os.read(asked, 1) == b"q", "the question to the name server")
+            ends_in_time(serve, "while a name is looked up")
+        finally:
+            mute_server.kill()
+            mute_server.communicate()
+            os.close(asked)
+            os.close(bound)
 
 
 def links_to(process, remote):
