@@ -170,10 +170,10 @@ class TailnetBridge::Impl {
   mutable std::mutex mutex_;
   std::condition_variable wake_;
   bool stopping_ = false;
-  bool joined_ = false;     // the bridge's thread only, after load()
-  bool abandoned_ = false;  // likewise
-  bool replace_ = false;    // likewise
-  bool on_tailnet_ = false; // likewise; in this life
+  bool joined_ = false;      // the bridge's thread only, after load()
+  bool abandoned_ = false;   // likewise
+  bool replace_ = false;     // likewise
+  bool on_tailnet_ = false;  // likewise; in this life
   std::string state_ = "starting", problem_, hostname_, ip_, coordination_url_;
   std::stop_source asking_;
   std::thread thread_;

@@ -19,6 +19,7 @@
 #include <boost/beast/ssl.hpp>
 #include <cstring>
 #include <mutex>
+#include <system_error>
 #include <thread>
 
 #include "session/names.h"
@@ -150,7 +151,11 @@ HttpAnswer HttpClient::call(const HttpCall& call, std::chrono::milliseconds time
       asio::steady_timer bell(io, asio::steady_timer::time_point::max());
       task->asker = &io;
       task->bell = &bell;
-      std::thread([task, host = host_, port = port_] { look_up(task, host, port); }).detach();
+      try {
+        std::thread([task, host = host_, port = port_] { look_up(task, host, port); }).detach();
+      } catch (const std::system_error& e) {
+        throw HttpTrouble(std::string("cannot be looked up: ") + e.what());
+      }
       boost::system::error_code rung;
       co_await bell.async_wait(asio::redirect_error(asio::use_awaitable, rung));
       std::lock_guard lock(task->mutex);
