@@ -1,5 +1,4 @@
 #include <CLI/CLI.hpp>
-#include <cstdio>
 #include <exception>
 #include <optional>
 
@@ -13,7 +12,7 @@ int fail(const std::string& message, int status) {
   std::string line = message;
   for (char& c : line)
     if (c == '\n') c = ' ';
-  std::fprintf(stderr, "porthole: %s\n", line.c_str());
+  porthole::app::print_log("porthole: " + line);
   return status;
 }
 
@@ -69,9 +68,7 @@ std::optional<int> understand(int argc, char** argv, porthole::app::Run& run) {
   return std::nullopt;
 }
 
-}  // namespace
-
-int main(int argc, char** argv) {
+int perform(int argc, char** argv) {
   porthole::app::Run run;
   if (std::optional<int> status = understand(argc, argv, run)) return *status;
   try {
@@ -81,4 +78,12 @@ int main(int argc, char** argv) {
   } catch (const std::exception& e) {
     return fail(e.what(), 1);
   }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  int status = perform(argc, argv);
+  porthole::app::flush_output();
+  return status;
 }

@@ -75,7 +75,7 @@ class Context {
   }
   // For people, on stderr, so that it never mixes with what a script reads.
   void say(const std::string& text) const {
-    if (!options.json) std::fprintf(stderr, "%s\n", session::clean_text(text, 2000).c_str());
+    if (!options.json) print_log(session::clean_text(text, 2000));
   }
 
   // Runs one coroutine to its end; SIGINT and SIGTERM end it early. What it throws comes out here.
@@ -292,9 +292,9 @@ int list_servers(const ClientOptions& o) {
   Context c(o);
   for (const SavedServer& s : c.store.servers()) {
     if (o.json) {
-      print_event({{"id", s.id}, {"name", s.name}, {"hostname", s.hostname}, {"fingerprint", s.pin},
-                   {"remote_hostname", s.remote_hostname}, {"remote_ip", s.remote_ip},
-                   {"coordination_url", s.coordination_url}, {"has_remote_details", s.has_remote_details()}});
+      print_answer({{"id", s.id}, {"name", s.name}, {"hostname", s.hostname}, {"fingerprint", s.pin},
+                    {"remote_hostname", s.remote_hostname}, {"remote_ip", s.remote_ip},
+                    {"coordination_url", s.coordination_url}, {"has_remote_details", s.has_remote_details()}});
     } else {
       std::printf("%s  %s  %s%s\n", s.id.c_str(), s.name.c_str(), s.hostname.empty() ? "(remote only)" : s.hostname.c_str(),
                   s.has_remote_details() ? "  remote access" : "");
@@ -343,7 +343,7 @@ int list_items(const ClientOptions& o) {
     std::vector<Item> items = co_await connected.session->list();
     for (const Item& i : items) {
       if (o.json) {
-        print_event({{"event", "item"}, {"id", i.id}, {"title", i.title}, {"file_name", i.file_name},
+        print_answer({{"event", "item"}, {"id", i.id}, {"title", i.title}, {"file_name", i.file_name},
                      {"duration_ms", i.duration_ms}, {"size_bytes", i.size_bytes}, {"video_codec", i.video_codec},
                      {"audio_codec", i.audio_codec}, {"width", i.width}, {"height", i.height},
                      {"content_type", i.content_type}, {"has_poster", i.has_poster}, {"unplayable", i.unplayable}});

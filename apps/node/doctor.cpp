@@ -106,7 +106,7 @@ class Doctor {
       more["result"] = v == Verdict::kFailed ? "failed" : word;
       more["text"] = text;
       if (!advice.empty()) more["advice"] = advice;
-      print_event(more);
+      print_answer(more);
       return;
     }
     std::string line = std::string(word) + std::string(9 - std::strlen(word), ' ') + std::string(check);

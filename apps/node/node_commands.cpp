@@ -29,16 +29,16 @@ struct RunOptions {
 // The same event for a person.
 void print_plain(const json::object& e) {
   std::string kind = member(e, "event");
-  if (kind == "running") print_line("running as " + members(e, "ips") + " after " + member(e, "ms") + " ms");
-  else if (kind == "login_url") print_line("to log in, visit: " + member(e, "url"));
-  else if (kind == "state") print_line("state: " + member(e, "state") + (member(e, "reason").empty() ? "" : " (" + member(e, "reason") + ")"));
-  else if (kind == "socks5") print_line("SOCKS5 and HTTP proxy on " + member(e, "address") + ", user " + member(e, "username") + ", password " + member(e, "password"));
-  else if (kind == "peer_path") print_line("path to " + member(e, "peer") + ": " + member(e, "path") + (member(e, "endpoint").empty() ? "" : " " + member(e, "endpoint")));
-  else if (kind == "notice") print_line("note: " + member(e, "message"));
+  if (kind == "running") print_text("running as " + members(e, "ips") + " after " + member(e, "ms") + " ms");
+  else if (kind == "login_url") print_text("to log in, visit: " + member(e, "url"));
+  else if (kind == "state") print_text("state: " + member(e, "state") + (member(e, "reason").empty() ? "" : " (" + member(e, "reason") + ")"));
+  else if (kind == "socks5") print_text("SOCKS5 and HTTP proxy on " + member(e, "address") + ", user " + member(e, "username") + ", password " + member(e, "password"));
+  else if (kind == "peer_path") print_text("path to " + member(e, "peer") + ": " + member(e, "path") + (member(e, "endpoint").empty() ? "" : " " + member(e, "endpoint")));
+  else if (kind == "notice") print_text("note: " + member(e, "message"));
   else if (kind == "peers") {
-    if (std::string a = members(e, "added"); !a.empty()) print_line("peers appeared: " + a);
-    if (std::string r = members(e, "removed"); !r.empty()) print_line("peers vanished: " + r);
-  } else print_line(json::serialize(e));
+    if (std::string a = members(e, "added"); !a.empty()) print_text("peers appeared: " + a);
+    if (std::string r = members(e, "removed"); !r.empty()) print_text("peers vanished: " + r);
+  } else print_text(json::serialize(e));
 }
 
 // A state that the node cannot leave by itself ends the program.

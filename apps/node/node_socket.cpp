@@ -123,9 +123,6 @@ std::string ms_text(const json::object& o, std::string_view key) {
   return text;
 }
 
-void print_line(const std::string& text) {
-  std::fputs((text + "\n").c_str(), stdout);
-  std::fflush(stdout);
-}
+void print_line(const std::string& text) { print_answer_line(text); }
 
 }  // namespace porthole::app

@@ -106,7 +106,7 @@ int show_status(const Query& q, bool with_peers, bool active_only) {
     peers = std::move(kept);
   }
   if (q.json) {
-    print_event(o);
+    print_answer(o);
     return 0;
   }
   json::object& self = o.at("self").as_object();
@@ -165,7 +165,7 @@ int ping(const Query& q, const PingOptions& o) {
       json::object& pong = v.as_object();
       ++answered;
       direct = member(pong, "path") == "direct";
-      if (q.json) print_event(pong);
+      if (q.json) print_answer(pong);
       else print_line("pong from " + member(pong, "peer") + " (" + member(pong, "ip") + ") via " + way(pong) + " in " + ms_text(pong, "latency_ms"));
       if (direct && o.until_direct && !through_tunnel) return 0;
     } catch (const Stopped&) {
@@ -178,7 +178,7 @@ int ping(const Query& q, const PingOptions& o) {
       last_error = e.what();
     }
     if (!last_error.empty()) {
-      if (q.json) print_event({{"peer", o.peer}, {"type", type}, {"error", last_error}});
+      if (q.json) print_answer({{"peer", o.peer}, {"type", type}, {"error", last_error}});
       else if (count != 1) print_line(last_error);
       if (i + 1 < count || count == 0) last_error.clear();
     }
@@ -212,7 +212,7 @@ int whois(const Query& q, const std::string& address) {
   json::value v = ask_node(q.dir, {{"command", "whois"}, {"address", address}}, kAnswerMs);
   json::object& o = v.as_object();
   if (q.json) {
-    print_event(o);
+    print_answer(o);
     return 0;
   }
   const json::object& machine = o.at("machine").as_object();
@@ -262,7 +262,7 @@ int show_ip(const Query& q, std::string peer, bool v4, bool v6, bool one) {
     throw CommandError(who + " has no tailnet address yet (state: " + member(o, "state") + ")");
   if (out.empty()) throw CommandError(who + " has no " + (v4 ? "IPv4" : "IPv6") + " address");
   if (q.json) {
-    print_event({{"name", who}, {"ips", std::move(out)}});
+    print_answer({{"name", who}, {"ips", std::move(out)}});
     return 0;
   }
   for (const json::value& ip : out) print_line(std::string(ip.as_string()));
@@ -275,7 +275,7 @@ int netcheck(const Query& q) {
   json::value v = ask_node(q.dir, {{"command", "netcheck"}}, kNetcheckMs);
   json::object& e = v.as_object();
   if (q.json) {
-    print_event(e);
+    print_answer(e);
     return 0;
   }
   auto family = [&](std::string_view name, std::string_view address) {
@@ -408,7 +408,7 @@ void add_node_queries(CLI::App& node, std::function<int()>& run) {
   logout->callback([q, &run] {
     run = [q] {
       ask_node(q->dir, {{"command", "logout"}}, kNetcheckMs);
-      if (q->json) print_event({{"event", "logged_out"}});
+      if (q->json) print_answer({{"event", "logged_out"}});
       else print_line("logged out");
       return 0;
     };

@@ -127,12 +127,11 @@ void show_proof(const Result<remote::IsolationProof>& proof, bool as_json) {
     return;
   }
   if (proof) {
-    std::printf("accounts are kept apart by Headscale:\n");
-    for (const auto& check : proof->checks) std::printf("  %s\n", check.c_str());
+    print_text("accounts are kept apart by Headscale:");
+    for (const auto& check : proof->checks) print_text("  " + check);
   } else {
-    std::printf("no device is let in: %s\n", proof.error().message.c_str());
+    print_text("no device is let in: " + proof.error().message);
   }
-  std::fflush(stdout);
 }
 
 int run_service(remote::ServiceOptions options, bool as_json) {
@@ -157,20 +156,16 @@ int run_service(remote::ServiceOptions options, bool as_json) {
                  {"stun_port", service.stun_port()},
                  {"listen", service.listen().to_string()}});
   } else if (options.headscale) {
-    std::printf("listening on %s; accounts and keys at %s\ndevices log in to Headscale at %s, whose relay and STUN they use\n"
-                "the admin token is in %s\n",
-                service.listen().to_string().c_str(), service.url().c_str(), service.coordination_url().c_str(),
-                service.admin_token_file().c_str());
-    std::fflush(stdout);
+    print_text("listening on " + service.listen().to_string() + "; accounts and keys at " + service.url() +
+               "\ndevices log in to Headscale at " + service.coordination_url() + ", whose relay and STUN they use" +
+               "\nthe admin token is in " + service.admin_token_file());
   } else {
-    std::printf("listening on %s, STUN on UDP port %d\nclients use %s\nthe admin token is in %s\n",
-                service.listen().to_string().c_str(), static_cast<int>(service.stun_port()), service.url().c_str(),
-                service.admin_token_file().c_str());
-    std::fflush(stdout);
+    print_text("listening on " + service.listen().to_string() + ", STUN on UDP port " + std::to_string(service.stun_port()) +
+               "\nclients use " + service.url() + "\nthe admin token is in " + service.admin_token_file());
   }
   service.run(stop.fd());
   if (as_json) print_event({{"event", "stopped"}});
-  else std::printf("stopped\n");
+  else print_text("stopped");
   return 0;
 }
 
@@ -239,7 +234,7 @@ void add_account(CLI::App& parent, Run& run) {
     verb->callback([=, &run] {
       run = [=] {
         auto answer = execute(*common, {{"command", create ? "account_create" : "account_token"}, {"account", *name}});
-        if (common->json) print_event(answer);
+        if (common->json) print_answer(answer);
         else std::printf("account %s\ntoken   %s\n", text_at(answer, "account").c_str(), text_at(answer, "token").c_str());
         return 0;
       };
@@ -253,7 +248,7 @@ void add_account(CLI::App& parent, Run& run) {
     run = [=] {
       auto answer = execute(*common, {{"command", "account_list"}});
       if (common->json) {
-        print_event(answer);
+        print_answer(answer);
         return 0;
       }
       std::printf("%-24s %8s %8s\n", "account", "devices", "online");
@@ -292,7 +287,7 @@ void add_key(CLI::App& parent, Run& run) {
                            {"reusable", *reusable}, {"ephemeral", *ephemeral}};
       if (!expires->empty()) command["lifetime_seconds"] = parse_seconds(*expires);
       auto answer = execute(*common, command);
-      if (common->json) print_event(answer);
+      if (common->json) print_answer(answer);
       else std::printf("%s\n", text_at(answer, "key").c_str());
       return 0;
     };
@@ -313,7 +308,7 @@ void add_devices(CLI::App& parent, Run& run) {
       run = [=] {
         auto answer = execute(*common, {{"command", "devices_list"}, {"account", *account}});
         if (common->json) {
-          print_event(answer);
+          print_answer(answer);
           return 0;
         }
         std::printf("%-6s %-16s %-20s %-24s %-9s %-8s %s\n", "node", "account", "device", "name", "state", "online", "addresses");
@@ -333,7 +328,7 @@ void add_devices(CLI::App& parent, Run& run) {
   verb->callback([=, &run] {
     run = [=] {
       auto answer = execute(*common, {{"command", "revoke"}, {"account", *account}, {"id", *id}});
-      if (common->json) print_event({{"revoked", *id}});
+      if (common->json) print_answer({{"revoked", *id}});
       else std::printf("revoked %s\n", id->c_str());
       return 0;
     };
@@ -356,7 +351,7 @@ void add_register(CLI::App& parent, Run& run) {
       std::string_view last = *id;
       if (std::size_t slash = last.rfind('/'); slash != std::string_view::npos) last.remove_prefix(slash + 1);
       auto answer = execute(*common, {{"command", "approve"}, {"account", *account}, {"id", last}});
-      if (common->json) print_event(answer);
+      if (common->json) print_answer(answer);
       else print_device(answer.at("device").as_object());
       return 0;
     };

@@ -28,8 +28,7 @@ class StderrLog final : public Log {
  public:
   void write(LogLevel level, std::string_view component, std::string_view message) override {
     if (level < LogLevel::kWarning) return;
-    std::fprintf(stderr, "%.*s: %.*s\n", static_cast<int>(component.size()), component.data(),
-                 static_cast<int>(message.size()), message.data());
+    app::print_log(std::string(component) + ": " + std::string(message));
   }
 };
 

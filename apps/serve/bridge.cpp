@@ -33,13 +33,20 @@ class TailnetBridge::Impl {
  public:
   Impl(BridgeConfig config, std::shared_ptr<const EnrolmentClient> enrolment, BridgeHooks hooks)
       : config_(std::move(config)), enrolment_(std::move(enrolment)), hooks_(std::move(hooks)) {
-    app::ensure_state_dir(config_.state_dir);
-    load();
+    try {
+      app::ensure_state_dir(config_.state_dir);
+      load();
+    } catch (const app::CommandError& e) {
+      enter("failed", e.what());
+      return;
+    }
     thread_ = std::thread([this] { run(); });
   }
   ~Impl() { stop(); }
 
+  void stop_asking() { asking_.request_stop(); }
   void stop() {
+    stop_asking();
     {
       std::lock_guard lock(mutex_);
       stopping_ = true;
@@ -52,16 +59,15 @@ class TailnetBridge::Impl {
     RemoteGrant out;
     {
       std::lock_guard lock(mutex_);
+      if (ip_.empty() || state_ == "failed") {
+        out.problem = "the server is not on its tailnet" + (problem_.empty() ? " yet" : ": " + problem_);
+        return out;
+      }
       out.remote_hostname = hostname_;
       out.remote_ip = ip_;
     }
-    if (out.remote_ip.empty()) {
-      out.remote_hostname.clear();
-      out.problem = "the server is not on its tailnet yet";
-      return out;
-    }
     try {
-      DeviceKey key = enrolment_->device_key(device_id, new_key, kEnrolmentTimeout);
+      DeviceKey key = enrolment_->device_key(device_id, new_key, kEnrolmentTimeout, asking_.get_token());
       out.coordination_url = key.coordination_url;
       out.tailnet_preauth_key = key.key;
     } catch (const EnrolmentError& e) {
@@ -133,6 +139,7 @@ class TailnetBridge::Impl {
         one_life();
         wait = 1000ms;
       } catch (const std::exception& e) {
+        if (stopping() || asking_.stop_requested()) return;
         enter("waiting", e.what());
       }
       if (abandoned_) start_over();
@@ -163,15 +170,18 @@ class TailnetBridge::Impl {
   mutable std::mutex mutex_;
   std::condition_variable wake_;
   bool stopping_ = false;
-  bool joined_ = false;     // the bridge's thread only, after load()
-  bool abandoned_ = false;  // likewise
-  bool replace_ = false;    // likewise
+  bool joined_ = false;      // the bridge's thread only, after load()
+  bool abandoned_ = false;   // likewise
+  bool replace_ = false;     // likewise
+  bool on_tailnet_ = false;  // likewise; in this life
   std::string state_ = "starting", problem_, hostname_, ip_, coordination_url_;
+  std::stop_source asking_;
   std::thread thread_;
 #ifdef PORTHOLE_HAS_NODE_LIBRARY
   void watch(Node& node);
   void running(Node& node);
-  void must_not_need_login(Node& node);
+  void look_at_state(Node& node);
+  void hear_notice(const std::string& text);
 
   mutable std::mutex node_mutex_;  // peer_of() against the end of a life
   Node* node_ = nullptr;
@@ -204,12 +214,13 @@ void TailnetBridge::Impl::one_life() {
     options.control_url = coordination_url_;
   } else {
     enter("enrolling", "");
-    DeviceKey key = enrolment_->device_key(config_.device_id, replace_, 15s);
+    DeviceKey key = enrolment_->device_key(config_.device_id, replace_, 15s, asking_.get_token());
     options.auth_key = key.key;
     std::lock_guard lock(mutex_);
     options.control_url = coordination_url_ = key.coordination_url;
   }
   enter("joining", "");
+  on_tailnet_ = false;
   Node node(options);
   {
     std::lock_guard lock(node_mutex_);
@@ -224,16 +235,6 @@ void TailnetBridge::Impl::one_life() {
   } forget{this};
   node.expose(session::kServicePort, "127.0.0.1:" + std::to_string(config_.local_port));
   try {
-    while (!stopping()) {
-      try {
-        node.wait_running(500ms);
-        break;
-      } catch (const Exception& e) {
-        if (e.code() != PORTHOLE_ERROR_TIMEOUT) throw;
-        must_not_need_login(node);
-      }
-    }
-    running(node);
     watch(node);
   } catch (const Exception& e) {
     bool ended = e.code() == PORTHOLE_ERROR_UNAUTHORIZED || e.code() == PORTHOLE_ERROR_EXPIRED;
@@ -243,11 +244,29 @@ void TailnetBridge::Impl::one_life() {
   }
 }
 
-// The node would wait for a person to open a page; a server asks for a new key instead.
-void TailnetBridge::Impl::must_not_need_login(Node& node) {
-  if (text_of(parse_object(node.status_json()), "state") != "needs-login") return;
-  abandoned_ = true;
-  throw app::CommandError("the coordination server wants a new login of this server");
+// As it is now: events from before may still be in the queue. Throws when this node will not come up by itself.
+void TailnetBridge::Impl::look_at_state(Node& node) {
+  std::string state = text_of(parse_object(node.status_json()), "state");
+  if (state == "running") return running(node);
+  if (state == "failed" || state == "logged-out") node.wait_running(1s);  // throws the reason at once
+  // The node would wait for a person to open a page; a server asks for a new key instead.
+  if (state == "needs-login") {
+    abandoned_ = true;
+    throw app::CommandError("the coordination server wants a new login of this server");
+  }
+  if (on_tailnet_) enter(state, "");
+}
+
+// What keeps it from the tailnet belongs to the state; what the node says beside that does not last as long.
+void TailnetBridge::Impl::hear_notice(const std::string& text) {
+  std::string state;
+  {
+    std::lock_guard lock(mutex_);
+    state = state_;
+  }
+  if (state != "running") return enter(state, text);
+  hooks_.event({{"event", "remote_notice"}, {"message", text}});
+  hooks_.log("remote access: " + text);
 }
 
 // Where this server is on the tailnet, from now on handed out at logins.
@@ -262,9 +281,13 @@ void TailnetBridge::Impl::running(Node& node) {
     hostname_ = text_of(self->as_object(), "name");
     if (hostname_.ends_with('.')) hostname_.pop_back();
   }
-  joined_ = true;
+  joined_ = on_tailnet_ = true;
   replace_ = false;
-  save();
+  try {
+    save();
+  } catch (const app::CommandError& e) {
+    hooks_.log(std::string("remote access: ") + e.what());  // a full disk, most likely; the tailnet is there all the same
+  }
   enter("running", "");
 }
 
@@ -275,19 +298,8 @@ void TailnetBridge::Impl::watch(Node& node) {
     if (auto text = node.next_event(500ms)) {
       object event = parse_object(*text);
       std::string name = text_of(event, "event");
-      if (name == "running") {
-        running(node);
-      } else if (name == "state") {
-        // As it is now: events from before may still be in the queue.
-        std::string state = text_of(parse_object(node.status_json()), "state");
-        must_not_need_login(node);
-        if (state == "running")
-          running(node);
-        else
-          enter(state, "");
-      } else if (name == "login_url") {
-        must_not_need_login(node);
-      }
+      if (name == "running" || name == "state" || name == "login_url") look_at_state(node);
+      if (name == "notice") hear_notice(session::clean_text(text_of(event, "message"), session::kTextBytesMax));
     }
     if (std::chrono::steady_clock::now() < next_look) continue;
     next_look = std::chrono::steady_clock::now() + 1s;
@@ -336,6 +348,7 @@ TailnetBridge::~TailnetBridge() = default;
 std::optional<PeerIdentity> TailnetBridge::peer_of(std::uint16_t port) const { return impl_->peer_of(port); }
 RemoteGrant TailnetBridge::grant(const std::string& id, bool new_key) const { return impl_->grant(id, new_key); }
 object TailnetBridge::status() const { return impl_->status(); }
+void TailnetBridge::stop_asking() { impl_->stop_asking(); }
 void TailnetBridge::stop() { impl_->stop(); }
 
 }  // namespace porthole::serve

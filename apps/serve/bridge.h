@@ -1,6 +1,6 @@
 // TailnetBridge (S1, S2): the server's node on the tailnet. Joins on a thread of its own from stored state, or with a key
 // of its own from the enrolment service at the first start, and forwards the service port to the WebSocket server.
-// Serving the LAN never waits for any of it. Every method may be called from any thread.
+// Serving the LAN never waits for any of it, and goes on when the bridge cannot start at all: then status() says why. Every method may be called from any thread.
 #pragma once
 
 #include <boost/json/object.hpp>
@@ -26,6 +26,7 @@ struct BridgeConfig {
 };
 
 struct BridgeHooks {
+  // Also while the bridge is being made.
   std::function<void(boost::json::object)> event;
   std::function<void(const std::string&)> log;
   // The tailnet addresses of every peer, whenever one disappeared.
@@ -41,6 +42,9 @@ class TailnetBridge {
   // The device's own key and where this server is on the tailnet; at most kEnrolmentTimeout.
   RemoteGrant grant(const std::string& device_id, bool new_key) const;
   boost::json::object status() const;
+  // Ends the questions to the enrolment service that are under way, and asks no more: nobody waits for them from here on.
+  // The node stays, so that sessions can be said goodbye to.
+  void stop_asking();
   void stop();
 
  private:

@@ -63,7 +63,7 @@ void log_line(const std::string& text) {
   std::tm parts{};
   char stamp[32] = "";
   if (::gmtime_r(&now, &parts)) std::strftime(stamp, sizeof stamp, "%Y-%m-%dT%H:%M:%SZ", &parts);
-  std::fprintf(stderr, "%s %s\n", stamp, text.c_str());
+  print_log(std::string(stamp) + " " + text);
 }
 
 int run_server(const ServeOptions& o) {
@@ -115,6 +115,9 @@ int run_server(const ServeOptions& o) {
       answer["rescan"] = true;
     } else if (what == "status") {
       answer = server->status();
+      if (answer.empty()) return object{{"error", "the server is too busy to answer, or is stopping; try again"}};
+      if (std::vector<std::string> problems = library.problems(); !problems.empty())
+        answer["library_problems"] = boost::json::array(problems.begin(), problems.end());
       answer["name"] = identity.name;
       answer["fingerprint"] = server->fingerprint();
       with_bridge([&](serve::TailnetBridge* b) {
@@ -151,9 +154,16 @@ int run_server(const ServeOptions& o) {
     server = std::move(made);
     return 0;
   });
-  library.start(serve::kRescanInterval, [&] {
-    event({{"event", "library"}, {"items", library.catalog()->items.size()}});
-    log_line("library: " + std::to_string(library.catalog()->items.size()) + " items");
+  library.start(serve::kRescanInterval, [&](serve::Library::Step step) {
+    if (step == serve::Library::Step::kProblems) {
+      std::vector<std::string> problems = library.problems();
+      event({{"event", "library_problems"}, {"problems", boost::json::array(problems.begin(), problems.end())}});
+      return;
+    }
+    const bool complete = step == serve::Library::Step::kComplete;
+    const std::size_t items = library.catalog()->items.size();
+    event({{"event", complete ? "library" : "library_scan"}, {"items", items}});
+    log_line("library: " + std::to_string(items) + " items" + (complete ? "" : " so far"));
     server->library_changed();
   });
   std::string url = "wss://" + server->listen_address();
@@ -180,6 +190,10 @@ int run_server(const ServeOptions& o) {
 
   stop.wait(-1);
   log_line("shutting down");
+  with_bridge([](serve::TailnetBridge* b) {
+    if (b) b->stop_asking();  // a login that waits for the service must not hold up the end
+    return 0;
+  });
   library.stop();
   server->stop();  // says goodbye, also through the tailnet
   std::unique_ptr<serve::TailnetBridge> ending;
@@ -209,7 +223,7 @@ int change_password(const ServeOptions& o) {
 int show_status(const ServeOptions& o) {
   object status = serve::ask_server(o.state_dir, {{"do", "status"}});
   if (o.json) {
-    print_event(status);
+    print_answer(status);
     return 0;
   }
   auto text = [](const boost::json::value& v) {
@@ -218,6 +232,8 @@ int show_status(const ServeOptions& o) {
   std::printf("%s, %s items, listening on %s (LAN %s)\ncertificate %s\n", text(status["name"]).c_str(),
               text(status["items"]).c_str(), text(status["listen"]).c_str(), text(status["lan"]).c_str(),
               text(status["fingerprint"]).c_str());
+  if (const boost::json::value* problems = status.if_contains("library_problems"))
+    for (const boost::json::value& problem : problems->as_array()) std::printf("library: %s\n", text(problem).c_str());
   if (status.contains("remote")) {
     object remote = status["remote"].as_object();
     std::printf("remote access: %s %s %s\n", text(remote["state"]).c_str(), text(remote["hostname"]).c_str(),

@@ -9,9 +9,15 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <boost/json.hpp>
+#include <chrono>
 #include <cstring>
+#include <deque>
+#include <optional>
 #include <thread>
+#include <utility>
+#include <vector>
 
 #include "support/support.h"
 
@@ -20,8 +26,14 @@ namespace {
 
 using app::CommandError;
 
-constexpr std::size_t kLineMax = 64 * 1024;
-constexpr int kTimeoutMs = 5000;
+using Clock = std::chrono::steady_clock;
+
+// A request has a dozen bytes, an answer up to 1 KiB for each of kSessionsMax sessions.
+constexpr std::size_t kLineMax = 256 * 1024;
+// From the connection to the end of the answer: both ends are on this machine, and status waits for the server's loop.
+constexpr std::chrono::seconds kTimeout{5};
+// Commands of one user at a time; whoever comes then takes the place of the one that has been there longest.
+constexpr std::size_t kAskersMax = 16;
 
 class Descriptor {
  public:
@@ -57,26 +69,40 @@ Descriptor open_directory(const std::string& path) {
 
 const sockaddr* generic(const sockaddr_un& a) { return reinterpret_cast<const sockaddr*>(&a); }
 
-std::string read_line(int fd) {
-  std::string line;
-  pollfd p{fd, POLLIN, 0};
-  while (line.size() < kLineMax && ::poll(&p, 1, kTimeoutMs) > 0) {
-    char part[4096];
-    ssize_t n = ::read(fd, part, sizeof part);
-    if (n <= 0) break;
-    line.append(part, static_cast<std::size_t>(n));
-    if (line.back() == '\n') break;
-  }
-  return line;
+int ms_until(Clock::time_point end) {
+  auto left = std::chrono::ceil<std::chrono::milliseconds>(end - Clock::now());
+  return static_cast<int>(std::max<std::chrono::milliseconds::rep>(0, left.count()));
 }
 
-void write_all(int fd, std::string_view text) {
-  while (!text.empty()) {
-    ssize_t n = ::send(fd, text.data(), text.size(), MSG_NOSIGNAL);
-    if (n <= 0) return;  // the asker went away
-    text.remove_prefix(static_cast<std::size_t>(n));
+// One command that asks: its line comes in, the answer goes out, neither may hold up anybody else.
+struct Asker {
+  Descriptor fd;
+  Clock::time_point until;
+  std::string in, out;
+  bool done = false;
+
+  // What is there, once the line is complete or the other side has said all it will.
+  std::optional<std::string> read() {
+    char part[4096];
+    for (;;) {
+      ssize_t n = ::recv(fd.get(), part, sizeof part, MSG_DONTWAIT);
+      if (n < 0 && errno == EINTR) continue;
+      if (n < 0 && errno == EAGAIN) return std::nullopt;
+      if (n > 0) in.append(part, static_cast<std::size_t>(n));
+      if (n <= 0 || in.back() == '\n' || in.size() >= kLineMax) return std::move(in);
+    }
   }
-}
+  void write() {
+    while (!out.empty()) {
+      ssize_t n = ::send(fd.get(), out.data(), out.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
+      if (n < 0 && errno == EINTR) continue;
+      if (n < 0 && errno == EAGAIN) return;
+      if (n <= 0) break;  // the asker went away
+      out.erase(0, static_cast<std::size_t>(n));
+    }
+    done = true;
+  }
+};
 
 }  // namespace
 
@@ -107,25 +133,41 @@ class ControlSocket::Impl {
  private:
   void run() {
     for (;;) {
-      pollfd p[2] = {{listener_.get(), POLLIN, 0}, {stop_.get(), POLLIN, 0}};
-      if (::poll(p, 2, -1) < 0 && errno != EINTR) return;
-      if (p[1].revents != 0) return;
-      if ((p[0].revents & POLLIN) == 0) continue;
-      Descriptor asker(::accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC));
-      if (asker.get() < 0) continue;
+      std::vector<pollfd> p{{stop_.get(), POLLIN, 0}, {listener_.get(), POLLIN, 0}};
+      for (const Asker& a : askers_) p.push_back({a.fd.get(), static_cast<short>(a.out.empty() ? POLLIN : POLLOUT), 0});
+      if (::poll(p.data(), p.size(), askers_.empty() ? -1 : ms_until(askers_.front().until)) < 0 && errno != EINTR) return;
+      if (p[0].revents != 0) return;
+      std::size_t i = 2;
+      for (Asker& a : askers_)
+        if (p[i++].revents != 0) serve(a);
+      std::erase_if(askers_, [now = Clock::now()](const Asker& a) { return a.done || a.until <= now; });
+      if ((p[1].revents & POLLIN) == 0) continue;
+      Descriptor fd(::accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC));
+      if (fd.get() < 0) continue;
+      if (askers_.size() >= kAskersMax) askers_.pop_front();
+      askers_.push_back({std::move(fd), Clock::now() + kTimeout, {}, {}});
+    }
+  }
+
+  void serve(Asker& a) {
+    if (a.out.empty()) {
+      std::optional<std::string> line = a.read();
+      if (!line) return;
       boost::system::error_code error;
-      boost::json::value request = boost::json::parse(read_line(asker.get()), error);
+      boost::json::value request = boost::json::parse(*line, error);
       boost::json::object answer;
       if (error || !request.is_object())
         answer["error"] = "not a JSON object";
       else
         answer = handler_(request.as_object());
-      write_all(asker.get(), boost::json::serialize(answer) + "\n");
+      a.out = boost::json::serialize(answer) + "\n";
     }
+    a.write();
   }
 
   Handler handler_;
   Descriptor directory_, lock_, listener_, stop_;
+  std::deque<Asker> askers_;  // oldest first
   std::thread thread_;
 };
 
@@ -139,10 +181,15 @@ boost::json::object ask_server(const std::string& state_dir, const boost::json::
   sockaddr_un at = address_in(directory.get());
   if (fd.get() < 0 || ::connect(fd.get(), generic(at), sizeof at) != 0)
     throw CommandError("no porthole serve is running with the state directory " + state_dir);
-  write_all(fd.get(), boost::json::serialize(request) + "\n");
+  Asker self{std::move(fd), Clock::now() + kTimeout, {}, boost::json::serialize(request) + "\n"};
+  self.write();  // a line fits into the socket's buffer
+  std::optional<std::string> line;
+  for (pollfd p{self.fd.get(), POLLIN, 0}; !line && ms_until(self.until) > 0; line = self.read())
+    if (::poll(&p, 1, ms_until(self.until)) == 0) break;
   boost::system::error_code error;
-  boost::json::value answer = boost::json::parse(read_line(fd.get()), error);
-  if (error || !answer.is_object()) throw CommandError("the server did not answer");
+  boost::json::value answer = boost::json::parse(line.value_or(""), error);
+  if (error || !answer.is_object()) throw CommandError("the server with the state directory " + state_dir + " did not answer within " +
+                                                   std::to_string(kTimeout.count()) + " s");
   if (const boost::json::value* problem = answer.as_object().if_contains("error"); problem && problem->is_string())
     throw CommandError(std::string(problem->as_string()));
   return answer.as_object();

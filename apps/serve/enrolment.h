@@ -5,6 +5,7 @@
 #include <chrono>
 #include <memory>
 #include <stdexcept>
+#include <stop_token>
 #include <string>
 
 #include "session/http_client.h"
@@ -34,9 +35,10 @@ class EnrolmentClient {
   // address, token or CA file.
   EnrolmentClient(const std::string& url, const std::string& token, const std::string& ca_file);
 
-  // Blocks for at most `time_max`; any thread. Throws EnrolmentError. `replace`: for a device that has lost its state or was
+  // Blocks for at most `time_max`, and not beyond `stop`; any thread. Throws EnrolmentError. `replace`: for a device that has lost its state or was
   // refused; what it had is revoked, and the key is new.
-  DeviceKey device_key(const std::string& device_id, bool replace, std::chrono::milliseconds time_max) const;
+  DeviceKey device_key(const std::string& device_id, bool replace, std::chrono::milliseconds time_max,
+                       std::stop_token stop = {}) const;
   const std::string& url() const { return url_; }
 
  private:

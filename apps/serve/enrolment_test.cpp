@@ -91,9 +91,16 @@ TEST(Enrolment, FailuresSayWhy) {
       {http(401, R"({"title":"Unauthorized","detail":"this token is not known"})"), "this token is not known", false},
       {http(507, R"({"detail":"the disk is full"})"), "the disk is full", true},
       {http(429, "slow down"), "429", true},
-      {http(200, "not json"), "without a key", false},
-      {http(200, "{}"), "without a key", false},
-      {http(404, "<html>"), "404", false},
+      {http(200, "not json"), "is it a coordination service", false},
+      {http(200, "{}"), "is it a coordination service", false},
+      {http(200, R"({"expires":"never"})"), "without a key", false},
+      {http(404, "<html>"), "404 and a web page", false},
+      {http(200, "<!doctype html><title>Hotel</title>"), "captive portal", true},
+      {http(200, "\n <html>"), "captive portal", true},
+      {"HTTP/1.1 302 Found\r\nLocation: http://login.hotel.example/\r\nContent-Length: 0\r\n\r\n",
+       "redirects to http://login.hotel.example/: this network may want a login first", true},
+      {http(400, "This is an HTTPS server."), "https://", false},
+      {"\x15\x03\x01\x02\x02\x46", "https://", true},
       {"SSH-2.0-OpenSSH\r\n", "does not answer as HTTP", true},
       {"HTTP/1.1 200 OK\r\nContent-Length: 99999999\r\n\r\n", "does not answer as HTTP", true},
   };
@@ -120,6 +127,30 @@ TEST(Enrolment, SilentAndAbsentServicesAreGivenUp) {
     EXPECT_LT(std::chrono::steady_clock::now() - begin, 5s);
   }
   EXPECT_THROW(EnrolmentClient("http://127.0.0.1:" + std::to_string(port), kToken, "").device_key("d", false, 2s), EnrolmentError);
+}
+
+TEST(Enrolment, WhoeverStopsItDoesNotWait) {
+  std::stop_source stop;
+  FakeService service([&](const std::string&) {
+    stop.request_stop();  // while the answer is being waited for
+    return "";
+  });
+  const auto begin = std::chrono::steady_clock::now();
+  EXPECT_THROW(EnrolmentClient(service.url(), kToken, "").device_key("d", false, 60s, stop.get_token()), EnrolmentError);
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, 30s);
+}
+
+// The names of this machine need no answer from the network.
+TEST(Enrolment, NamesAreLookedUp) {
+  FakeService service([](const std::string&) { return http(200, R"({"key":"k"})"); });
+  const std::string url = "http://localhost:" + std::to_string(service.port);
+  EXPECT_EQ(EnrolmentClient(url, kToken, "").device_key("d", false, 20s).key, "k");
+  try {
+    EnrolmentClient("http://no-such-host.invalid", kToken, "").device_key("d", false, 20s);
+    ADD_FAILURE();
+  } catch (const EnrolmentError& e) {
+    EXPECT_NE(std::string(e.what()).find("no-such-host.invalid cannot be found"), std::string::npos) << e.what();
+  }
 }
 
 TEST(Enrolment, UnusableSettingsAreSaidAtOnce) {

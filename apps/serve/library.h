@@ -1,6 +1,9 @@
 // The folders of the household as a list of media. One thread scans; everybody else takes the current catalog, which
-// never changes under them.
+// never changes under them. A folder that cannot be read keeps its items in the catalog: most likely its disk is away and
+// comes back. What is wrong with the folders is said once, when it begins and when it ends.
 #pragma once
+
+#include <sys/types.h>
 
 #include <atomic>
 #include <chrono>
@@ -8,6 +11,7 @@
 #include <map>
 #include <mutex>
 #include <optional>
+#include <stop_token>
 #include <string>
 #include <thread>
 #include <vector>
@@ -21,18 +25,26 @@ namespace porthole::serve {
 class Library {
  public:
   using LogLine = std::function<void(const std::string&)>;
+  enum class Step {
+    kListed,    // the scan goes on; the catalog has what is known so far
+    kComplete,  // the catalog has changed, and the scan is over
+    kProblems,  // problems() has changed
+  };
 
   // `folders` must exist (CommandError). Posters are cached in `cache_dir`, made when needed.
   Library(std::vector<std::string> folders, std::string cache_dir, LogLine log);
   ~Library();
 
   CatalogPtr catalog() const;
+  // What of the folders is not in the catalog, or not as it is now: sentences.
+  std::vector<std::string> problems() const;
   // Walks the folders once and probes what is new or changed; true when the catalog changed. One thread at a time.
-  bool scan();
+  bool scan(const std::function<void(Step)>& tell = {});
 
-  // Scans now and then every `interval` on a thread of its own; `changed` is called from there.
-  void start(std::chrono::milliseconds interval, std::function<void()> changed);
+  // Scans now and then every `interval` on a thread of its own; `tell` is called from there.
+  void start(std::chrono::milliseconds interval, std::function<void(Step)> tell);
   void rescan_soon();
+  // Interrupts what is being read, also a poster.
   void stop();
 
   // Opens an item for reading. The file that was really opened must lie inside a folder of the library, whatever
@@ -52,19 +64,29 @@ class Library {
     std::uint64_t size_bytes;
     std::int64_t modified_ns;
   };
-  std::vector<Found> walk();
+  struct Walk {
+    std::vector<Found> files;
+    std::vector<std::string> unread;  // folders
+    std::vector<std::string> problems;
+  };
+  Walk walk();
+  bool is_root(const std::string& canonical) const;
+  bool still_there(const std::string& root, bool empty);
   bool inside(const std::string& canonical) const;
+  MediaItem describe(const Found& file, const MediaFacts& facts) const;
+  void list(std::vector<MediaItem> items);
 
   std::vector<std::string> roots_;  // canonical
   std::string cache_dir_;
   LogLine log_;
   mutable std::mutex mutex_;
   CatalogPtr catalog_;
-  bool too_many_logged_ = false;
+  std::vector<std::string> problems_;
+  std::map<std::string, dev_t> devices_;  // of the roots, when something was in them last; the scanning thread's
 
   std::thread thread_;
   std::condition_variable wake_;
-  bool stopping_ = false;
+  std::stop_source stop_;
   bool rescan_ = false;
 };
 

@@ -4,7 +4,10 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <thread>
+
 #include "serve/control_socket.h"
+#include "serve/limits.h"
 #include "support/support.h"
 #include "support/test_files.h"
 
@@ -115,6 +118,76 @@ TEST_F(LibraryTest, DamagedFilmsNeverCrash) {
 
 TEST_F(LibraryTest, MissingFolderIsAnError) {
   EXPECT_THROW(Library({dir / "nowhere"}, dir / "posters", [](const std::string&) {}), app::CommandError);
+}
+
+TEST_F(LibraryTest, AFolderThatIsAwayKeepsItsItemsAndSaysSo) {
+  fs::create_directories(dir / "other");
+  fs::copy(*shared / "clip.mp4", dir / "lib/clip.mp4");
+  app::write_text(dir / "other/broken.mp4", "x");
+  Library l({dir / "lib", dir / "other"}, dir / "posters", [this](const std::string& line) { log += line + "\n"; });
+  EXPECT_TRUE(l.scan());
+  ASSERT_EQ(l.catalog()->items.size(), 2u);
+  EXPECT_TRUE(l.problems().empty());
+  fs::rename(dir / "lib", dir / "away");
+  int told = 0;
+  auto tell = [&](Library::Step step) { told += step == Library::Step::kProblems; };
+  EXPECT_FALSE(l.scan(tell));
+  EXPECT_FALSE(l.scan(tell));
+  EXPECT_EQ(told, 1);
+  EXPECT_EQ(l.catalog()->items.size(), 2u);
+  ASSERT_EQ(l.problems().size(), 1u);
+  EXPECT_NE(l.problems()[0].find(dir / "lib"), std::string::npos);
+  EXPECT_NE(log.find(l.problems()[0]), std::string::npos);
+  // A file of the other folder goes meanwhile: that is a change like any other.
+  fs::remove(dir / "other/broken.mp4");
+  EXPECT_TRUE(l.scan(tell));
+  EXPECT_EQ(l.catalog()->items.size(), 1u);
+  fs::rename(dir / "away", dir / "lib");
+  EXPECT_FALSE(l.scan(tell));
+  EXPECT_EQ(told, 2);
+  EXPECT_TRUE(l.problems().empty());
+  fs::remove(dir / "lib/clip.mp4");
+  EXPECT_TRUE(l.scan(tell));
+  EXPECT_TRUE(l.catalog()->items.empty());
+}
+
+TEST_F(LibraryTest, FoldersThatAreTooDeepAreNamed) {
+  std::string deep = dir / "lib";
+  for (int i = 0; i <= kFolderDepthMax; ++i) {
+    deep += "/d";
+    fs::create_directory(deep);
+    if (i == kFolderDepthMax - 1) fs::copy(*shared / "clip.mp4", deep + "/last.mp4");
+  }
+  fs::copy(*shared / "clip.mp4", deep + "/beyond.mp4");
+  Library l = library();
+  l.scan();
+  ASSERT_EQ(l.catalog()->items.size(), 1u);
+  EXPECT_EQ(l.catalog()->items[0].file_name, "last.mp4");
+  ASSERT_EQ(l.problems().size(), 1u);
+  EXPECT_NE(l.problems()[0].find(deep), std::string::npos) << l.problems()[0];
+}
+
+// What a sparse file of 200 GiB takes to be probed as MPEG audio is more than anybody wants to wait for.
+TEST_F(LibraryTest, AFileThatTakesLongHoldsUpNeitherTheOthersNorTheEnd) {
+  fs::copy(*shared / "clip.mp4", dir / "lib/clip.mp4");
+  app::write_text(dir / "lib/huge.mp3", "");
+  fs::resize_file(dir / "lib/huge.mp3", 200ull << 30);
+  Library l = library();
+  std::vector<Library::Step> steps;
+  std::chrono::steady_clock::time_point stopped;
+  std::thread stopper;
+  EXPECT_FALSE(l.scan([&](Library::Step step) {
+    steps.push_back(step);
+    stopper = std::thread([&] {
+      stopped = std::chrono::steady_clock::now();
+      l.stop();
+    });
+  }));
+  stopper.join();
+  EXPECT_LT(std::chrono::steady_clock::now() - stopped, std::chrono::seconds(5));
+  EXPECT_EQ(steps, std::vector<Library::Step>{Library::Step::kListed});
+  ASSERT_EQ(l.catalog()->items.size(), 1u);
+  EXPECT_EQ(l.catalog()->items[0].file_name, "clip.mp4");
 }
 
 TEST(ControlSocket, AnswersAndKeepsASecondServerOut) {

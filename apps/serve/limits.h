@@ -47,11 +47,23 @@ inline constexpr std::size_t kPasswordChecksMax = 16;
 inline constexpr std::chrono::milliseconds kEnrolmentTimeout{6000};
 inline constexpr std::size_t kEnrolmentAnswerBytesMax = 64 * 1024;
 
+// How long another thread waits for the server's, which answers in microseconds: less than the control socket's own limit, so
+// that "it does not answer" still arrives.
+inline constexpr std::chrono::seconds kLoopAnswerTimeout{3};
+
 // Library: files beyond are left out with a log line.
 inline constexpr std::size_t kItemsMax = 20'000;
 inline constexpr int kFolderDepthMax = 32;
-// Time one file may take to be probed or to give its poster; a damaged or huge index does not hold up the others.
+// Sentences about the library's folders; they stand in every status.
+inline constexpr std::size_t kProblemsMax = 8;
+// Time one file may take to be probed or to give its poster.
 inline constexpr std::chrono::seconds kProbeTimeout{20};
+// At first every file gets only this, twenty times what a good one on a slow disk needs; those that take longer come after all
+// others, so that a damaged or huge index does not hold them up.
+inline constexpr std::chrono::milliseconds kFirstProbeTimeout{1000};
+// While a scan goes on, what it has found is listed this often: a client's question at the start need not wait for the end, and
+// nobody is told of changes every moment.
+inline constexpr std::chrono::seconds kListInterval{2};
 inline constexpr std::chrono::seconds kRescanInterval{15};
 inline constexpr int kPosterWidth = 400;
 // Frames larger than 8K are not decoded for a poster.

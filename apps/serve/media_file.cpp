@@ -34,7 +34,8 @@ std::string reason(int code) {
 // An opened file whose reads give up at a deadline. Not movable: FFmpeg holds its address.
 class Input {
  public:
-  Input(const std::string& path, milliseconds time_max) : deadline_(Clock::now() + time_max) {
+  Input(const std::string& path, milliseconds time_max, std::stop_token stop)
+      : deadline_(Clock::now() + time_max), stop_(std::move(stop)) {
     AVFormatContext* raw = ffmpeg().avformat_alloc_context();
     if (!raw) {
       error = "not enough memory";
@@ -58,13 +59,14 @@ class Input {
   }
   Input(const Input&) = delete;
   Input& operator=(const Input&) = delete;
-  bool late() const { return Clock::now() > deadline_; }
+  bool late() const { return stop_.stop_requested() || Clock::now() > deadline_; }
 
   Owned<AVFormatContext> format;
   std::string error;
 
  private:
   Clock::time_point deadline_;
+  std::stop_token stop_;
 };
 
 bool is_cover(const AVStream* s) { return (s->disposition & AV_DISPOSITION_ATTACHED_PIC) != 0; }
@@ -170,12 +172,13 @@ std::string media_content_type(const std::string& path) {
   return {};
 }
 
-MediaFacts probe_media(const std::string& path, milliseconds time_max) {
+MediaFacts probe_media(const std::string& path, milliseconds time_max, std::stop_token stop) {
   MediaFacts out;
   out.content_type = media_content_type(path);
-  Input input(path, time_max);
+  Input input(path, time_max, std::move(stop));
+  out.late = input.late();
   if (!input.error.empty()) {
-    out.unplayable = input.late() ? "the file takes too long to read" : "the file cannot be read as media: " + input.error;
+    out.unplayable = out.late ? "the file takes too long to read" : "the file cannot be read as media: " + input.error;
     return out;
   }
   const AVFormatContext* f = input.format.get();
@@ -201,9 +204,9 @@ MediaFacts probe_media(const std::string& path, milliseconds time_max) {
   return out;
 }
 
-Picture make_poster(const std::string& path, milliseconds time_max) {
+Picture make_poster(const std::string& path, milliseconds time_max, std::stop_token stop) {
   Picture out;
-  Input input(path, time_max);
+  Input input(path, time_max, std::move(stop));
   if (!input.error.empty()) {
     out.error = "the file cannot be read as media: " + input.error;
     return out;

@@ -10,6 +10,7 @@
 
 #include "serve/limits.h"
 #include "session/limits.h"
+#include "session/names.h"
 #include "support/support.h"
 
 namespace porthole::serve {
@@ -18,6 +19,13 @@ using app::CommandError;
 
 void set_password(const std::string& path, std::string_view password) {
   if (sodium_init() < 0) throw CommandError("cannot set up libsodium");
+  if (password.starts_with("\xef\xbb\xbf"))
+    throw CommandError("the password begins with a byte order mark, which nobody can type: save the file as UTF-8 without one");
+  if (password.find_first_of("\r\n") != std::string_view::npos)
+    throw CommandError("the password has more than one line: a password is one line of text");
+  // What clean_text() would change: bytes that are no UTF-8, and control characters.
+  if (session::clean_text(password, password.size()) != password)
+    throw CommandError("the password holds control characters or is not in UTF-8, so no client could log in with it: save the file as UTF-8 text");
   if (password.size() < 8) throw CommandError("the password needs at least 8 characters");
   if (password.size() > session::kPasswordBytesMax) throw CommandError("the password is too long");
   char hash[crypto_pwhash_STRBYTES];
@@ -61,10 +69,14 @@ std::chrono::seconds LoginThrottle::wait(Time now, const std::string& address) {
   while (!recent_.empty() && now - recent_.front() >= seconds(60)) recent_.pop_front();
   if (recent_.size() >= static_cast<std::size_t>(kGlobalFailuresPerMinute))
     out = ceil<seconds>(recent_.front() + seconds(60) - now);
+  else if (recent_.size() + static_cast<std::size_t>(under_way_) >= static_cast<std::size_t>(kGlobalFailuresPerMinute))
+    out = kAddressWaitFirst;
   auto it = addresses_.find(address);
   if (it == addresses_.end()) return out;
   const Entry& e = it->second;
-  if (now - e.last >= kAddressForget) {
+  if (e.under_way > 0) {
+    if (e.failures + e.under_way >= kFreeAttempts) out = std::max(out, kAddressWaitFirst);
+  } else if (now - e.last >= kAddressForget) {
     addresses_.erase(it);
     return out;
   }
@@ -76,20 +88,44 @@ std::chrono::seconds LoginThrottle::wait(Time now, const std::string& address) {
   return out;
 }
 
-void LoginThrottle::failed(Time now, const std::string& address) {
+void LoginThrottle::make_room_for(const std::string& address) {
   if (addresses_.size() >= kAddressesMax && !addresses_.contains(address)) {
     auto oldest = std::min_element(addresses_.begin(), addresses_.end(),
                                    [](const auto& a, const auto& b) { return a.second.last < b.second.last; });
+    under_way_ -= oldest->second.under_way;
     addresses_.erase(oldest);
   }
+}
+
+void LoginThrottle::begin(const std::string& address) {
+  make_room_for(address);
+  ++addresses_[address].under_way;
+  ++under_way_;
+}
+
+void LoginThrottle::finished(Entry& e) {
+  if (e.under_way == 0) return;  // forgotten meanwhile
+  --e.under_way;
+  --under_way_;
+}
+
+void LoginThrottle::failed(Time now, const std::string& address) {
+  make_room_for(address);
   Entry& e = addresses_[address];
+  finished(e);
   ++e.failures;
   e.last = now;
   recent_.push_back(now);
   if (recent_.size() > static_cast<std::size_t>(kGlobalFailuresPerMinute)) recent_.pop_front();
 }
 
-void LoginThrottle::succeeded(const std::string& address) { addresses_.erase(address); }
+void LoginThrottle::succeeded(const std::string& address) {
+  auto it = addresses_.find(address);
+  if (it == addresses_.end()) return;
+  finished(it->second);
+  it->second.failures = 0;
+  if (it->second.under_way == 0) addresses_.erase(it);
+}
 
 std::string throttle_key(std::string_view ip) {
   std::string text(ip);

@@ -10,7 +10,8 @@
 
 namespace porthole::serve {
 
-// Writes the hash of `password` (8 bytes to kPasswordBytesMax) to `path`; takes about 0.1 s and 64 MiB.
+// Writes the hash of `password` to `path`; takes about 0.1 s and 64 MiB. CommandError unless it is a line of text in UTF-8
+// without control characters, of 8 bytes to kPasswordBytesMax: nothing else can be typed at, or sent by, a client.
 void set_password(const std::string& path, std::string_view password);
 // The stored hash; CommandError when none is set or the file is damaged.
 std::string load_password_hash(const std::string& path);
@@ -22,8 +23,10 @@ class LoginThrottle {
  public:
   using Time = std::chrono::steady_clock::time_point;
 
-  // How long this address must wait before its next attempt is even looked at; 0: now.
+  // How long this address must wait before its next attempt is even looked at; 0: now. Attempts under way count as failed.
   std::chrono::seconds wait(Time now, const std::string& address);
+  // The attempt is looked at; failed() or succeeded() ends it.
+  void begin(const std::string& address);
   void failed(Time now, const std::string& address);
   // A login that worked clears its address.
   void succeeded(const std::string& address);
@@ -32,9 +35,14 @@ class LoginThrottle {
  private:
   struct Entry {
     int failures = 0;
+    int under_way = 0;
     Time last{};
   };
+  void make_room_for(const std::string& address);
+  void finished(Entry& e);
+
   std::map<std::string, Entry> addresses_;
+  int under_way_ = 0;        // of all addresses
   std::deque<Time> recent_;  // failures of the last minute, at most kGlobalFailuresPerMinute
 };
 

@@ -27,6 +27,26 @@ TEST(Password, IsStoredAsAHashAndChecked) {
   EXPECT_EQ(s.st_mode & 0777, 0600u);
 }
 
+TEST(Password, WhatNoClientCanSendIsRefused) {
+  app::TempDir dir;
+  struct {
+    const char* password;
+    const char* says;
+  } kTable[] = {{"caf\xe9 au lait", "UTF-8"},  {"\xff\xfe" "s\0e\0s\0", "UTF-8"}, {"open\tsesame", "control characters"},
+                {"open\nsesame!", "one line"}, {"open\r\nsesame", "one line"},     {"\xef\xbb\xbfopen sesame", "byte order mark"}};
+  for (const auto& t : kTable) {
+    try {
+      set_password(dir / "password.json", t.password);
+      ADD_FAILURE() << t.says;
+    } catch (const app::CommandError& e) {
+      EXPECT_NE(std::string(e.what()).find(t.says), std::string::npos) << e.what();
+    }
+    EXPECT_FALSE(std::filesystem::exists(dir / "password.json"));
+  }
+  set_password(dir / "password.json", "K\xc3\xa4sekuchen \xf0\x9f\x8d\xb0");
+  EXPECT_TRUE(password_matches(load_password_hash(dir / "password.json"), "K\xc3\xa4sekuchen \xf0\x9f\x8d\xb0"));
+}
+
 TEST(Password, DamagedOrNewerFilesAreErrors) {
   app::TempDir dir;
   for (const char* text : {"", "{", "{\"version\":1}", "{\"version\":1,\"argon2id\":\"plain\"}", "{\"version\":2,\"argon2id\":\"$argon2id$x\"}"}) {
@@ -67,6 +87,37 @@ TEST(LoginThrottle, ManyAddressesTogetherAreLimitedToo) {
   EXPECT_EQ(t.wait(now + 60s, "honest"), 0s);
   for (int i = 0; i < 6000; ++i) t.failed(now, "many" + std::to_string(i));
   EXPECT_LE(t.size(), kAddressesMax);
+}
+
+TEST(LoginThrottle, AttemptsUnderWayCountAsFailed) {
+  LoginThrottle t;
+  LoginThrottle::Time now{};
+  for (int i = 0; i < kFreeAttempts; ++i) {
+    EXPECT_EQ(t.wait(now, "a"), 0s);
+    t.begin("a");
+  }
+  EXPECT_GT(t.wait(now, "a"), 0s);
+  EXPECT_EQ(t.wait(now, "b"), 0s);
+  // An honest one among them makes room again; the others still count.
+  t.succeeded("a");
+  EXPECT_EQ(t.wait(now, "a"), 0s);
+  for (int i = 1; i < kFreeAttempts; ++i) t.failed(now, "a");
+  EXPECT_EQ(t.wait(now, "a"), 0s);
+  t.begin("a");
+  EXPECT_GT(t.wait(now, "a"), 0s);
+  t.failed(now, "a");
+  // From now on one at a time, after its wait.
+  now += kAddressWaitFirst;
+  EXPECT_EQ(t.wait(now, "a"), 0s);
+  t.begin("a");
+  EXPECT_GT(t.wait(now, "a"), 0s);
+  t.succeeded("a");
+  EXPECT_EQ(t.size(), 0u);
+
+  for (int i = 0; i < kGlobalFailuresPerMinute; ++i) t.begin("host" + std::to_string(i));
+  EXPECT_GT(t.wait(now, "honest"), 0s);
+  for (int i = 0; i < kGlobalFailuresPerMinute; ++i) t.succeeded("host" + std::to_string(i));
+  EXPECT_EQ(t.wait(now, "honest"), 0s);
 }
 
 TEST(LoginThrottle, Keys) {

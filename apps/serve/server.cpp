@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/detached.hpp>
@@ -103,12 +104,15 @@ class MediaServer::Impl {
   template <class F>
   auto on_loop(F f) {
     using R = decltype(f());
-    if (!thread_.joinable()) return f();
+    if (ended_) return f();
     auto task = std::make_shared<std::packaged_task<R()>>(std::move(f));
     std::future<R> result = task->get_future();
     asio::post(io_, [task] { (*task)(); });
-    // The loop answers in microseconds; when it does not, it has ended under us.
-    return result.wait_for(std::chrono::seconds(5)) == std::future_status::ready ? result.get() : R{};
+    // The loop answers in microseconds; when it does not, it may have ended under us.
+    const auto until = steady_clock::now() + kLoopAnswerTimeout;
+    while (result.wait_for(std::chrono::milliseconds(20)) != std::future_status::ready)
+      if (ended_ || steady_clock::now() > until) return R{};
+    return result.get();
   }
 
   bool set_lan(bool on, std::string& error);
@@ -185,7 +189,8 @@ class MediaServer::Impl {
   asio::executor_work_guard<asio::io_context::executor_type> work_;
   tcp::endpoint lan_endpoint_;
   bool lan_on_ = false;
-  bool stopping_ = false;
+  std::atomic<bool> stopping_ = false;  // set by the loop; a check of a password that has not begun need not
+  std::atomic<bool> ended_ = false;
   std::weak_ptr<asio::steady_timer> stop_timer_;
   std::list<std::shared_ptr<Connection>> connections_;  // oldest first
   std::size_t unauthenticated_ = 0;
@@ -342,6 +347,7 @@ void MediaServer::Impl::stop() {
     if (connections_.empty()) deadline->cancel();
   });
   thread_.join();
+  ended_ = true;
   files_.join();
   passwords_.join();
   posters_.join();
@@ -494,7 +500,8 @@ void MediaServer::Impl::authenticated(Connection& c) {
 
 void MediaServer::Impl::check_login(const std::shared_ptr<Connection>& c, CheckLogin login) {
   LoginOutcome refused;
-  std::chrono::seconds wait = throttle_.wait(steady_clock::now(), c->counted_as());
+  const std::string address = c->counted_as();
+  std::chrono::seconds wait = throttle_.wait(steady_clock::now(), address);
   if (wait.count() > 0) {
     refused.error = "too many wrong passwords; try again in " + std::to_string(wait.count()) + " s";
     refused.retry_after_s = static_cast<std::uint32_t>(wait.count());
@@ -510,21 +517,22 @@ void MediaServer::Impl::check_login(const std::shared_ptr<Connection>& c, CheckL
     return c->pump();
   }
   ++password_checks_;
-  asio::post(passwords_, [this, c, login = std::move(login)]() mutable {
-    bool matches = password_matches(config_.password_hash, login.password);
+  throttle_.begin(address);
+  asio::post(passwords_, [this, c, address, login = std::move(login)]() mutable {
+    bool matches = !stopping_ && password_matches(config_.password_hash, login.password);
     std::fill(login.password.begin(), login.password.end(), '\0');
-    asio::post(io_, [this, c, matches, login = std::move(login)]() mutable {
+    asio::post(io_, [this, c, address, matches, login = std::move(login)]() mutable {
       --password_checks_;
-      if (c->aborted) return;
+      // A guess counts, whether or not the guesser stayed to hear the answer.
+      matches ? throttle_.succeeded(address) : throttle_.failed(steady_clock::now(), address);
+      if (c->aborted || stopping_) return;
       LoginOutcome outcome;
       if (!matches) {
-        throttle_.failed(steady_clock::now(), c->counted_as());
-        hooks_.log("session " + std::to_string(c->id) + ": wrong password from " + c->counted_as());
+        hooks_.log("session " + std::to_string(c->id) + ": wrong password from " + address);
         outcome.error = "the password is wrong";
         c->machine.login_done(login.id, outcome);
         return c->pump();
       }
-      throttle_.succeeded(c->counted_as());
       c->device_id = login.device_id;
       c->device_name = login.device_name.empty() ? login.device_id : login.device_name;
       outcome.success = true;

@@ -60,7 +60,7 @@ class MediaServer {
   void library_changed();
   // Ends the sessions of tailnet peers whose address is not among these.
   void keep_peers(const std::set<std::string>& ips);
-  // {"sessions":[..],"unauthenticated":n,...}
+  // {"sessions":[..],"unauthenticated":n,...}; empty when the server's thread does not answer.
   boost::json::object status() const;
   // Says goodbye to the sessions (at most a second) and ends the thread.
   void stop();

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <memory>
 #include <stdexcept>
+#include <stop_token>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -22,6 +23,7 @@ struct HttpCall {
 
 struct HttpAnswer {
   unsigned status = 0;
+  std::string content_type, location;  // as the server wrote them; may be empty
   std::string body;
 };
 
@@ -37,8 +39,9 @@ class HttpClient {
   HttpClient(bool tls, std::string host, std::uint16_t port, const std::string& ca_file);
   ~HttpClient();
 
-  // Blocks for at most `time_max`; any thread. Throws HttpTrouble, also for a longer body than `body_max`.
-  HttpAnswer call(const HttpCall& call, std::chrono::milliseconds time_max, std::size_t body_max) const;
+  // Blocks for at most `time_max`, and not beyond `stop`; any thread. Throws HttpTrouble, also for a longer body than
+  // `body_max`.
+  HttpAnswer call(const HttpCall& call, std::chrono::milliseconds time_max, std::size_t body_max, std::stop_token stop = {}) const;
 
  private:
   struct Tls;

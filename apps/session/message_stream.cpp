@@ -8,6 +8,8 @@
 #include <boost/beast/ssl.hpp>
 #include <boost/beast/websocket.hpp>
 #include <boost/beast/websocket/ssl.hpp>
+#include <google/protobuf/stubs/logging.h>
+#include <mutex>
 
 #include "session/limits.h"
 
@@ -22,6 +24,13 @@ using asio::use_awaitable;
 
 namespace {
 constexpr std::size_t kHeadBytesMax = 8 * 1024;
+
+// libprotobuf writes to stderr when a peer's message is wrong: any stranger could fill a log with it. Whoever parses says what
+// there is to say.
+void silence_protobuf() {
+  static std::once_flag once;
+  std::call_once(once, [] { google::protobuf::SetLogHandler(nullptr); });
+}
 }  // namespace
 
 struct MessageStream::Impl {
@@ -44,6 +53,7 @@ struct MessageStream::Impl {
 
 MessageStream::MessageStream(asio::ip::tcp::socket socket, asio::ssl::context& tls, std::size_t message_max)
     : impl_(std::make_unique<Impl>(std::move(socket), tls)) {
+  silence_protobuf();
   impl_->ws.read_message_max(message_max);
 }
 MessageStream::~MessageStream() = default;

@@ -10,10 +10,13 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <chrono>
 #include <cstring>
 #include <fstream>
 #include <mutex>
 #include <sstream>
+
+#include "support/output.h"
 
 namespace porthole::app {
 namespace {
@@ -35,16 +38,19 @@ std::string reason() { return std::strerror(errno); }
 }  // namespace
 
 void print_event(const boost::json::object& event) {
-  std::string line = boost::json::serialize(event) + "\n";
-  static std::mutex mutex;
-  std::lock_guard lock(mutex);
-  std::string_view rest = line;
-  while (!rest.empty()) {
-    ssize_t n = ::write(STDOUT_FILENO, rest.data(), rest.size());
-    if (n < 0 && errno == EINTR) continue;
-    if (n <= 0) return;  // nobody reads: not our failure
-    rest.remove_prefix(static_cast<std::size_t>(n));
-  }
+  standard_output().put(boost::json::serialize(event) + "\n", Output::Kind::kJson);
+}
+void print_answer(const boost::json::object& answer) {
+  standard_output().put_answer(boost::json::serialize(answer) + "\n", Output::Kind::kJson, g_stop_fd);
+}
+void print_answer_line(const std::string& line) { standard_output().put_answer(line + "\n", Output::Kind::kText, g_stop_fd); }
+void print_text(const std::string& line) { standard_output().put(line + "\n", Output::Kind::kText); }
+void print_log(const std::string& line) { standard_error().put(line + "\n", Output::Kind::kText); }
+
+void flush_output() {
+  const auto begin = std::chrono::steady_clock::now();
+  standard_output().flush(begin);
+  standard_error().flush(begin);
 }
 
 StopSignal::StopSignal() {
@@ -69,6 +75,8 @@ bool StopSignal::wait(int timeout_ms) const {
 }
 
 std::string read_file(const std::string& path) {
+  struct stat s {};
+  if (::stat(path.c_str(), &s) == 0 && S_ISDIR(s.st_mode)) throw CommandError("cannot read " + path + ": it is a folder");
   std::ifstream in(path, std::ios::binary);
   if (!in) throw CommandError("cannot read " + path + ": " + reason());
   std::stringstream text;
@@ -136,18 +144,29 @@ std::string secret_argument(const std::string& value) {
 std::string prompt_secret(const std::string& prompt) {
   int tty = ::open("/dev/tty", O_RDWR | O_CLOEXEC);
   if (tty < 0) throw CommandError("no terminal to ask for the password: use --password-file");
+  StopSignal stop;
   termios old{};
   ::tcgetattr(tty, &old);
   termios quiet = old;
   quiet.c_lflag &= ~static_cast<tcflag_t>(ECHO);
+  // Two keys that would stop or end the process with the echo off.
+  quiet.c_cc[VSUSP] = quiet.c_cc[VQUIT] = _POSIX_VDISABLE;
   ::tcsetattr(tty, TCSAFLUSH, &quiet);
   [[maybe_unused]] ssize_t w = ::write(tty, prompt.data(), prompt.size());
   std::string line;
-  char c;
-  while (::read(tty, &c, 1) == 1 && c != '\n') line.push_back(c);
+  bool complete = false;
+  while (!complete && !stop.stopped()) {
+    pollfd p[2] = {{tty, POLLIN, 0}, {stop.fd(), POLLIN, 0}};
+    if (::poll(p, 2, -1) < 0) continue;
+    char c;
+    if (p[1].revents != 0 || ::read(tty, &c, 1) != 1) break;
+    complete = c == '\n';
+    if (!complete) line.push_back(c);
+  }
   ::tcsetattr(tty, TCSAFLUSH, &old);
   w = ::write(tty, "\n", 1);
   ::close(tty);
+  if (!complete) throw CommandError(stop.stopped() ? "interrupted; nothing was changed" : "no password was given; nothing was changed");
   return line;
 }
 

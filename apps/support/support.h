@@ -20,8 +20,17 @@ class CommandError : public std::runtime_error {
   int status_;
 };
 
-// One JSON object and a newline on stdout, flushed, in one write. Safe from any thread.
+// Something happened: one JSON object and a newline on stdout. Safe from any thread, and waits for no reader: when nobody
+// reads, the oldest events go, and {"event":"dropped","count":N} says so later.
 void print_event(const boost::json::object& event);
+// What the command was asked for, likewise. Waits for the reader, so that nothing is left out, but not beyond StopSignal.
+void print_answer(const boost::json::object& answer);
+void print_answer_line(const std::string& line);
+// One line for people, on stdout or stderr; they wait for no reader either.
+void print_text(const std::string& line);
+void print_log(const std::string& line);
+// At the end of the process: what was printed is written, unless nobody takes it (kOutputPatience).
+void flush_output();
 
 // SIGINT and SIGTERM: sets the flag and writes to the descriptor. Installed once per process; SIGPIPE and
 // SIGXFSZ are ignored.
@@ -45,7 +54,8 @@ void ensure_state_dir(const std::string& path);
 
 // "file:PATH" -> the file's content without trailing newline; anything else as it is.
 std::string secret_argument(const std::string& value);
-// Reads a line from the terminal without echo; CommandError when there is no terminal.
+// Reads a line from the terminal without echo, which is back whatever ends it; CommandError when there is no terminal, no
+// line, or SIGINT or SIGTERM came (StopSignal).
 std::string prompt_secret(const std::string& prompt);
 
 // Bytes from the kernel's CSPRNG.

@@ -1,6 +1,7 @@
 """A household for the tests: a library, a media server, a client that logs in."""
 import json
 import os
+import ssl
 import subprocess
 
 from lab import *
@@ -71,3 +72,53 @@ def logged_in(lab, url, statedir="client"):
     result = login(lab, url, statedir)
     check(result.returncode == 0, f"login: {result.stderr} {result.stdout}")
     return event(result, "login")
+
+
+# ---- a session as any program could speak it, to say what no client of ours would
+
+UPGRADE = (b"GET /porthole/v1/session HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+           b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n")
+
+
+def tls_to(serve, newest=None):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    if newest:
+        context.maximum_version = newest
+    host, port = serve.listen.rsplit(":", 1)
+    return context.wrap_socket(socket.create_connection((host, int(port)), timeout=20 * SLOW))
+
+
+def raw_session(serve):
+    s = tls_to(serve)
+    s.sendall(UPGRADE)
+    head = read_head(s)
+    check(head.startswith(b"HTTP/1.1 101"), f"the upgrade was answered with {head!r}")
+    return s
+
+
+def field(number, value):
+    """Of a protobuf message: bytes, or a number; both below 128."""
+    wire = 2 if isinstance(value, bytes) else 0
+    tag = number * 8 + wire
+    out = bytes([tag & 127 | 128, tag >> 7]) if tag > 127 else bytes([tag])
+    return out + (bytes([len(value)]) + value if wire == 2 else bytes([value]))
+
+
+def frame(message):
+    """One binary WebSocket message of a client, shorter than 126 bytes, masked with zeros."""
+    return bytes([0x82, 0x80 | len(message)]) + bytes(4) + message
+
+
+def login_message(password):
+    return frame(field(1, 1) + field(2, 1) + field(10, field(1, password) + field(2, b"00000000-0000-4000-8000-000000000001")))
+
+
+def read_message(s):
+    """The payload of the next frame; b"" when the connection ends."""
+    head = s.recv(2)
+    if len(head) < 2 or head[0] & 15 != 2:
+        return b""
+    size = int.from_bytes(exactly(s, 2), "big") if head[1] == 126 else head[1]
+    return exactly(s, size)

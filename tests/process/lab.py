@@ -53,14 +53,26 @@ def wait_for(condition, seconds, what):
         time.sleep(0.02)
 
 
+def terminate(p):
+    """SIGTERM to a Popen that may have ended."""
+    if p.poll() is None:
+        p.send_signal(signal.SIGTERM)
+        if THREAD_SANITIZER:  # which keeps a signal that comes just before a wait until the next one
+            try:
+                p.wait(2)
+            except subprocess.TimeoutExpired:
+                p.send_signal(signal.SIGTERM)
+
+
 class Process:
     """A long-running process whose JSON events are collected."""
 
     def __init__(self, argv, folder, name, **popen):
         self.name = name
         self.stderr_path = os.path.join(folder, f"{name}.{time.monotonic_ns()}.stderr")
+        popen.setdefault("stdin", subprocess.DEVNULL)
         with open(self.stderr_path, "wb") as stderr:
-            self.p = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=stderr, stdin=subprocess.DEVNULL, **popen)
+            self.p = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=stderr, **popen)
         self.events = queue.Queue()
         self.log = []
         self.reader = threading.Thread(target=self._read, daemon=True)
@@ -105,13 +117,7 @@ class Process:
 
     def stop(self, seconds=5):
         """SIGTERM; must end cleanly with status 0."""
-        if self.p.poll() is None:
-            self.p.send_signal(signal.SIGTERM)
-            if THREAD_SANITIZER:  # which keeps a signal that comes just before a wait until the next one
-                try:
-                    self.p.wait(2)
-                except subprocess.TimeoutExpired:
-                    self.p.send_signal(signal.SIGTERM)
+        terminate(self.p)
         status = self.wait_exit(seconds)
         check(status == 0, f"{self.name} ended with status {status} after SIGTERM: {self.stderr()[-400:]}")
 
@@ -228,6 +234,16 @@ def ended_with(process, status, *words, seconds=15):
     lines = [line for line in text.strip().splitlines() if line.startswith("porthole: ")]
     check(len(lines) == 1, f"{process.name}: expected one line 'porthole: ...' on stderr, got {text!r}")
     check_words(lines[0], *words)
+
+
+def handles_term(pid):
+    """The process has its handler for SIGTERM in place."""
+    try:
+        with open(f"/proc/{pid}/status") as f:
+            caught = next(int(line.split()[1], 16) for line in f if line.startswith("SigCgt"))
+    except (OSError, StopIteration):
+        return False
+    return bool(caught & (1 << (signal.SIGTERM - 1)))
 
 
 def closed_port():
@@ -405,6 +421,20 @@ def serve_each(listener, handle):
                 return
             threading.Thread(target=one, args=(s,), daemon=True).start()
     threading.Thread(target=accept, daemon=True).start()
+
+
+class WebServer:
+    """Gives every connection to `serve`, until closed."""
+
+    def __init__(self, serve):
+        self.serve = serve
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
+        serve_each(self.listener, self._one)
+
+    def _one(self, s):
+        s.settimeout(30 * SLOW)
+        self.serve(s)
 
 
 class EchoServer:

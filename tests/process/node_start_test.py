@@ -158,16 +158,6 @@ def test_full_disk():
         again.wait_event("running")
 
 
-def handles_term(pid):
-    """The process has its handler for SIGTERM in place."""
-    try:
-        with open(f"/proc/{pid}/status") as f:
-            caught = next(int(line.split()[1], 16) for line in f if line.startswith("SigCgt"))
-    except (OSError, StopIteration):
-        return False
-    return bool(caught & (1 << (signal.SIGTERM - 1)))
-
-
 def test_stopped_at_any_moment():
     """SIGTERM at 30 moments between the handler's first instruction and long after the start: status 0 within 2 s."""
     seed = int.from_bytes(os.urandom(4), "big")
