@@ -27,6 +27,8 @@ inline constexpr std::chrono::milliseconds kTroubleCounts{120'000};
 // Until the node is running again from stored state, and until the server is reachable on the tailnet.
 inline constexpr std::chrono::milliseconds kTailnetReadyTimeout{30'000};
 inline constexpr std::chrono::milliseconds kPeerReadyTimeout{20'000};
+// At the address of the last login, when the name is known as well: a server that had to join anew has another one.
+inline constexpr std::chrono::milliseconds kPeerAddressTimeout{3'000};
 // How long `login` waits for the join to be persisted.
 inline constexpr std::chrono::milliseconds kJoinTimeout{60'000};
 

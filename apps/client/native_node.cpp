@@ -26,7 +26,7 @@ NodeError translated(const Exception& e) {
     case PORTHOLE_ERROR_NOT_FOUND:
       return {NodeError::Kind::kNotFound, e.what()};
     case PORTHOLE_ERROR_EXISTS:
-      return {NodeError::Kind::kInUse, "another porthole client is using the tailnet of this server; end it first"};
+      return {NodeError::Kind::kInUse, kTailnetInUse};
     default:
       return {NodeError::Kind::kFailed, e.what()};
   }

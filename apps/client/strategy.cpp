@@ -41,9 +41,12 @@ awaitable<Connected> connect_local(const SavedServer& server, const Surroundings
   co_return co_await enter(std::move(socket), where, server, around, false);
 }
 
+// Trying again can help.
+bool passing(Failure failure) { return failure == Failure::kUnreachable || failure == Failure::kLost; }
+
 awaitable<Connected> attempt_remote(const SavedServer& server, const Surroundings& around, TailnetClient& tailnet,
                                     steady_clock::time_point deadline) {
-  const std::string peer = server.remote_ip.empty() ? server.remote_hostname : server.remote_ip;
+  std::string peer;
   ProxyEndpoint proxy;
   auto prepare = [&] {
     if (server.coordination_url.empty() || server.tailnet_preauth_key.empty())
@@ -54,7 +57,17 @@ awaitable<Connected> attempt_remote(const SavedServer& server, const Surrounding
       return std::clamp(std::chrono::duration_cast<milliseconds>(deadline - steady_clock::now()), milliseconds(0), time);
     };
     tailnet.wait_connected(at_most(kTailnetReadyTimeout));
-    tailnet.wait_peer(peer, at_most(kPeerReadyTimeout));
+    auto wait_for = [&](const std::string& name, milliseconds time) { tailnet.wait_peer(peer = name, at_most(time)); };
+    if (server.remote_ip.empty() || server.remote_hostname.empty()) {
+      wait_for(server.remote_ip.empty() ? server.remote_hostname : server.remote_ip, kPeerReadyTimeout);
+    } else {
+      try {
+        wait_for(server.remote_ip, kPeerAddressTimeout);
+      } catch (const ClientError& e) {
+        if (!passing(e.failure())) throw;
+        wait_for(server.remote_hostname, kPeerReadyTimeout);
+      }
+    }
     proxy = tailnet.proxy();
   };
   co_await elsewhere(prepare);
@@ -64,9 +77,6 @@ awaitable<Connected> attempt_remote(const SavedServer& server, const Surrounding
   out.peer = peer;
   co_return out;
 }
-
-// Trying again can help.
-bool passing(Failure failure) { return failure == Failure::kUnreachable || failure == Failure::kLost; }
 
 awaitable<Connected> connect_remote(const SavedServer& server, const Surroundings& around) {
   std::shared_ptr<TailnetClient> tailnet = around.tailnet();

@@ -1,5 +1,9 @@
 #include "client/strategy.h"
 
+#include <fcntl.h>
+#include <sys/file.h>
+#include <unistd.h>
+
 #include <future>
 
 #include "client/elsewhere.h"
@@ -180,6 +184,16 @@ TEST_F(StrategyTest, WhatWaitingDoesNotMendEndsTheFirstAttempt) {
   EXPECT_EQ(tailnet->status().kind, NodeError::Kind::kBlocked);
 }
 
+// C7: the address, else the name. A server that joined anew is at another address.
+TEST_F(StrategyTest, ServerAtAnotherAddressIsFoundByItsName) {
+  net.on_wait_peer = [](const std::string& peer) {
+    if (peer == "100.64.0.1") throw NodeError(NodeError::Kind::kNotFound, "100.64.0.1 is not a device of this tailnet");
+  };
+  EXPECT_TRUE(connect(with_remote(), Way::kRemote).remote);
+  EXPECT_EQ(proxy->asked_for(), "home:8443");
+  EXPECT_EQ(std::count(events.begin(), events.end(), "remote_attempt"), 1);
+}
+
 // A node may come up from the map of its last run while the coordinator and the relay are out of reach.
 TEST_F(StrategyTest, PeerThatDoesNotAnswerIsSaidWithWhatTheNodeMet) {
   net.on_wait_peer = [](const std::string&) { throw NodeError(NodeError::Kind::kTimeout, "not yet"); };
@@ -309,6 +323,24 @@ TEST_F(TailnetTest, WhoeverWatchesLearnsWhatIsInTheWayWhileItJoins) {
   TailnetStatus s = seen.get_future().get();
   EXPECT_EQ(s.state, TailnetState::kJoining);
   EXPECT_EQ(s.problem, "connection refused");
+}
+
+// The node of another process, which is still joining with another key.
+TEST_F(TailnetTest, WhatAnotherProcessHoldsIsLeftAlone) {
+  const std::string node = dir / "t/node";
+  std::filesystem::create_directories(node);
+  app::write_file_atomic(node + "/node.json", "its keys");
+  int lock = ::open((node + "/lock").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+  ASSERT_EQ(::flock(lock, LOCK_EX | LOCK_NB), 0);
+  auto c = client();
+  c->join("https://c", "key");
+  EXPECT_THROW(c->wait_connected(std::chrono::seconds(10)), ClientError);
+  EXPECT_EQ(c->status().kind, NodeError::Kind::kInUse);
+  EXPECT_EQ(app::read_file(node + "/node.json"), "its keys");
+  ::close(lock);
+  c->join("https://c", "key");
+  c->wait_connected(std::chrono::seconds(10));
+  EXPECT_FALSE(std::filesystem::exists(node + "/node.json")) << "a login that is not wanted any more";
 }
 
 TEST_F(TailnetTest, WithoutAKeyOrStateThereIsNoWay) {

@@ -1,6 +1,9 @@
 #include "client/tailnet.h"
 
+#include <fcntl.h>
+#include <sys/file.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <boost/json.hpp>
 #include <filesystem>
@@ -19,6 +22,20 @@ using std::chrono::steady_clock;
 constexpr std::chrono::milliseconds kTurn = 500ms;
 constexpr const char* kKeyInvalid =
     "the key is no longer valid, or this device was revoked; log in at home again to get a new one";
+
+// A node that another process runs on this directory keeps what is its own.
+void forget_node(const std::string& dir) {
+  int lock = ::open((dir + "/lock").c_str(), O_RDWR | O_CLOEXEC);
+  if (lock < 0) return;  // no node has been here
+  if (::flock(lock, LOCK_EX | LOCK_NB) != 0) {
+    ::close(lock);
+    throw NodeError(NodeError::Kind::kInUse, kTailnetInUse);
+  }
+  std::error_code ignored;
+  for (const auto& entry : std::filesystem::directory_iterator(dir, ignored))
+    if (entry.path().filename() != "lock") std::filesystem::remove_all(entry.path(), ignored);
+  ::close(lock);
+}
 
 }  // namespace
 
@@ -189,8 +206,8 @@ void TailnetClient::bring_up(const Order& order) {
       if (!stored) {
         // Whatever is there belongs to a login that is not wanted any more.
         std::error_code ignored;
+        forget_node(config.state_dir);
         std::filesystem::remove(dir_ + "/tailnet.json", ignored);
-        std::filesystem::remove_all(config.state_dir, ignored);
         std::lock_guard lock(mutex_);
         joined_url_.clear();
       }

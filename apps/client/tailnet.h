@@ -29,6 +29,8 @@ class NodeError : public std::runtime_error {
   Kind kind_;
 };
 
+inline constexpr const char* kTailnetInUse = "another porthole client is using the tailnet of this server; end it first";
+
 // What a node says about itself while it runs.
 struct NodeNews {
   std::string state;     // "running", "connecting", "login_needed", ...; empty: as before
