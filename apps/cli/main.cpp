@@ -1,3 +1,4 @@
+#include <cstdio>
 #include <CLI/CLI.hpp>
 #include <exception>
 #include <optional>
@@ -84,6 +85,13 @@ int perform(int argc, char** argv) {
 
 int main(int argc, char** argv) {
   int status = perform(argc, argv);
-  porthole::app::flush_output();
+  try {
+    porthole::app::flush_output();
+  } catch (const porthole::app::CommandError& e) {
+    if (status == 0) {
+      status = e.status();
+      std::fprintf(stderr, "porthole: %s\n", e.what());  // print_text() is over
+    }
+  }
   return status;
 }

@@ -52,16 +52,6 @@ std::string default_state_dir() {
   throw CommandError("there is no home directory: name a folder with --statedir", 2);
 }
 
-// Runs what understands an argument: when it cannot, the command was typed wrong.
-template <class F>
-auto as_typed(F f) {
-  try {
-    return f();
-  } catch (const CommandError& e) {
-    throw CommandError(e.what(), 2);
-  }
-}
-
 // What every verb of the client shares: its options, its store, its event loop, and the tailnets it has started.
 class Context {
  public:
@@ -523,8 +513,15 @@ void add_client_commands(CLI::App& app, Run& run) {
   auto o = std::make_shared<ClientOptions>();
   CLI::App* client = app.add_subcommand("client", "The client of a media server: log in, look, play");
   client->require_subcommand(1);
-  auto verb = [&](const char* name, const char* text, int (*function)(const ClientOptions&)) {
+  client->footer(
+      "Examples:\n"
+      "  porthole client login wss://192.168.1.20:8443 --name \"Curtis's iPad\"\n"
+      "  porthole client ls \"Living room\" --auto\n"
+      "  porthole client play \"Living room\" \"Night train\" --auto\n"
+      "  porthole client get \"Living room\" \"Night train\" --remote --output train.mp4");
+  auto verb = [&](const char* name, const char* text, const char* example, int (*function)(const ClientOptions&)) {
     CLI::App* v = client->add_subcommand(name, text);
+    v->footer(std::string("Example:\n  porthole client ") + example);
     v->add_option("--statedir", o->state_dir, "Folder for saved servers and tailnet state (default: ~/.local/state/porthole/client)")
         ->check([](const std::string& folder) { return folder.empty() ? "the name of the folder is empty" : ""; });
     v->add_option("--ca-file", o->ca_file, "PEM certificates to trust for the coordination server, besides the system's");
@@ -551,24 +548,25 @@ void add_client_commands(CLI::App& app, Run& run) {
     automatic->excludes(local)->excludes(remote);
     local->excludes(remote);
   };
-  CLI::App* v = verb("login", "Logs in on the LAN and remembers the server", login);
+  CLI::App* v = verb("login", "Logs in on the LAN and remembers the server", "login wss://192.168.1.20:8443", login);
   v->add_option("URL", o->url, "wss://HOST:PORT or HOST:PORT")->required();
   v->add_option("--password-file", o->password_file, "File with the password; without it, asked on the terminal");
   v->add_option("--name", o->name, "Name of this device");
   v->add_flag("--no-wait", o->no_wait, "Do not wait for remote access to be ready");
-  verb("servers", "Saved servers", list_servers);
-  ways(verb("connect", "Tries the way to a saved server", connect));
-  ways(verb("ls", "What the server has", list_items));
-  v = verb("play", "Plays an item: prints a URL for a player and serves it until Ctrl-C", play);
+  verb("servers", "Saved servers", "servers --json", list_servers);
+  ways(verb("connect", "Tries the way to a saved server", "connect \"Living room\" --auto", connect));
+  ways(verb("ls", "What the server has", "ls \"Living room\" --auto --json", list_items));
+  v = verb("play", "Plays an item: prints a URL for a player and serves it until Ctrl-C",
+           "play \"Living room\" \"Night train\" --auto", play);
   ways(v);
   v->add_option("ITEM", o->item, "Title, file name or id")->required();
   v->add_option("--listen", o->listen, "Loopback ADDR:PORT of the URL")->capture_default_str();
-  v = verb("get", "Copies an item to a file", get);
+  v = verb("get", "Copies an item to a file", "get \"Living room\" \"Night train\" --remote --output train.mp4", get);
   ways(v);
   v->add_option("ITEM", o->item, "Title, file name or id")->required();
   v->add_option("--output", o->output, "File to write; without it, or with -, standard output");
   v->add_option("--range", o->range, "Bytes A-B, A- or -N");
-  v = verb("remove", "Forgets a saved server", remove_server);
+  v = verb("remove", "Forgets a saved server", "remove \"Living room\"", remove_server);
   v->add_option("SERVER", o->server, "Name or id of a saved server")->required();
 }
 

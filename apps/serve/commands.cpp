@@ -71,6 +71,8 @@ int run_server(const ServeOptions& o) {
   if (o.folders.empty()) throw CommandError("name at least one --library FOLDER", 2);
   if (o.remote.empty() != o.account_token.empty())
     throw CommandError("--remote and --account-token belong together", 2);
+  as_typed([&] { serve::MediaServer::check_listen(o.listen); });
+  if (!o.remote.empty()) as_typed([&] { serve::EnrolmentClient::check_url(o.remote); });
   ensure_state_dir(o.state_dir);
   StopSignal stop;
   // Each connection costs a descriptor; the soft limit is often lower than need be.
@@ -263,25 +265,36 @@ void add_serve_commands(CLI::App& app, Run& run) {
   serve->add_flag("--relay-only", o->relay_only, "Never a direct path through the tailnet");
   serve->add_option("--ca-file", o->ca_file, "PEM certificates to trust for the coordination service, besides the system's");
   serve->add_flag("--json", o->json, "Events as JSON lines on stdout");
+  serve->footer(
+      "Examples:\n"
+      "  porthole serve set-password --statedir DIR\n"
+      "  porthole serve --statedir DIR --library ~/Videos --name \"Living room\"\n"
+      "  porthole serve --statedir DIR --library ~/Videos --remote https://remote.example.com --account-token file:smith.token\n"
+      "  porthole serve status --statedir DIR");
   serve->callback([serve, o, &run] {
     if (serve->get_subcommands().empty()) run = [o] { return run_server(*o); };
   });
 
   CLI::App* password = serve->add_subcommand("set-password", "Sets the password that clients log in with");
-  password->add_option("--statedir", o->state_dir)->required();
+  password->add_option("--statedir", o->state_dir, "Folder of the server")->required();
   password->add_option("--password-file", o->password_file, "File with the password; without it, asked on the terminal");
+  password->footer("Examples:\n  porthole serve set-password --statedir DIR\n  porthole serve set-password --statedir DIR --password-file secret.txt");
   password->callback([o, &run] { run = [o] { return change_password(*o); }; });
 
   CLI::App* status = serve->add_subcommand("status", "What the running server is doing");
-  status->add_option("--statedir", o->state_dir)->required();
-  status->add_flag("--json", o->json);
+  status->add_option("--statedir", o->state_dir, "Folder of the server")->required();
+  status->add_flag("--json", o->json, "One JSON line");
+  status->footer("Example:\n  porthole serve status --statedir DIR --json");
   status->callback([o, &run] { run = [o] { return show_status(*o); }; });
 
   CLI::App* rescan = serve->add_subcommand("rescan", "Looks for changes in the library now");
-  rescan->add_option("--statedir", o->state_dir)->required();
+  rescan->add_option("--statedir", o->state_dir, "Folder of the server")->required();
+  rescan->add_flag("--json", o->json, "One JSON line");
+  rescan->footer("Example:\n  porthole serve rescan --statedir DIR");
   rescan->callback([o, &run] {
     run = [o] {
       serve::ask_server(o->state_dir, {{"do", "rescan"}});
+      if (o->json) print_event({{"rescan", "started"}});
       return 0;
     };
   });
@@ -290,11 +303,14 @@ void add_serve_commands(CLI::App& app, Run& run) {
   lan->require_subcommand(1);
   for (const char* state : {"on", "off"}) {
     CLI::App* leaf = lan->add_subcommand(state, std::string("Turns the LAN listener ") + state);
-    leaf->add_option("--statedir", o->state_dir)->required();
+    leaf->add_option("--statedir", o->state_dir, "Folder of the server")->required();
+    leaf->add_flag("--json", o->json, "One JSON line");
+    leaf->footer(std::string("Example:\n  porthole serve lan ") + state + " --statedir DIR");
     leaf->callback([o, &run, state] {
       run = [o, state] {
         serve::ask_server(o->state_dir, {{"do", std::string("lan ") + state}});
-        std::printf("The LAN listener is %s.\n", state);
+        if (o->json) print_event({{"lan", state}});
+        else std::printf("The LAN listener is %s.\n", state);
         return 0;
       };
     });

@@ -13,21 +13,34 @@ namespace {
 using app::parse_object;
 using app::text_of;
 
+struct ServiceUrl {
+  explicit ServiceUrl(std::string_view url) : tls(url.starts_with("https://")) {
+    if (!tls && !url.starts_with("http://"))
+      throw app::CommandError("the address of the coordination service (--remote) must start with https:// or http://, not \"" +
+                              std::string(url) + "\"");
+    url.remove_prefix(tls ? 8 : 7);
+    while (url.ends_with('/')) url.remove_suffix(1);
+    std::size_t slash = url.find('/');
+    if (slash != std::string_view::npos) path = url.substr(slash);
+    if (url.substr(0, slash).empty())
+      throw app::CommandError("the address of the coordination service (--remote) names no host: " + std::string(tls ? "https://" : "http://"));
+    at = session::parse_server_url(url.substr(0, slash), tls ? 443 : 80);
+  }
+  bool tls;
+  session::HostPort at;
+  std::string path;
+};
+
 }  // namespace
+
+void EnrolmentClient::check_url(const std::string& url) { ServiceUrl{url}; }
 
 EnrolmentClient::EnrolmentClient(const std::string& url, const std::string& token, const std::string& ca_file)
     : url_(url) {
-  std::string_view rest = url;
-  const bool tls = rest.starts_with("https://");
-  if (!tls && !rest.starts_with("http://"))
-    throw app::CommandError("the address of the coordination service must start with https:// or http://, not \"" + url + "\"");
-  rest.remove_prefix(tls ? 8 : 7);
-  while (rest.ends_with('/')) rest.remove_suffix(1);
   while (url_.ends_with('/')) url_.pop_back();
-  std::size_t slash = rest.find('/');
-  if (slash != std::string_view::npos) prefix_ = rest.substr(slash);
-  session::HostPort at = session::parse_server_url(rest.substr(0, slash), tls ? 443 : 80);
-  http_ = std::make_unique<session::HttpClient>(tls, at.host, static_cast<std::uint16_t>(at.port), ca_file);
+  ServiceUrl service(url);
+  prefix_ = service.path;
+  http_ = std::make_unique<session::HttpClient>(service.tls, service.at.host, static_cast<std::uint16_t>(service.at.port), ca_file);
   constexpr std::string_view kKind = "phtoken-";
   std::size_t last = token.rfind('-');
   if (!token.starts_with(kKind) || last <= kKind.size() || token.find_first_of("\r\n \t") != std::string::npos)

@@ -33,10 +33,11 @@ class EnrolmentClient {
  public:
   // `url`: http(s)://host[:port][/prefix]; `token`: of an account ("phtoken-ACCOUNT-SECRET"). CommandError for an unusable
   // address, token or CA file.
+  static void check_url(const std::string& url);  // CommandError
   EnrolmentClient(const std::string& url, const std::string& token, const std::string& ca_file);
 
-  // Blocks for at most `time_max`, and not beyond `stop`; any thread. Throws EnrolmentError. `replace`: for a device that has lost its state or was
-  // refused; what it had is revoked, and the key is new.
+  // Blocks for at most `time_max`, and not beyond `stop`; any thread. Throws EnrolmentError. `replace`: for a device that has
+  // lost its state or was refused; what it had is revoked, and the key is new.
   DeviceKey device_key(const std::string& device_id, bool replace, std::chrono::milliseconds time_max,
                        std::stop_token stop = {}) const;
   const std::string& url() const { return url_; }

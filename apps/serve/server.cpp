@@ -68,6 +68,20 @@ struct File {
 enum class Via { kLan, kBridge };
 const char* name_of(Via via) { return via == Via::kLan ? "lan" : "tailnet"; }
 
+tcp::endpoint listen_endpoint(const std::string& listen) {
+  std::string why;
+  try {
+    session::HostPort at = session::parse_listen_address(listen);
+    error_code error;
+    asio::ip::address address = asio::ip::make_address(at.host, error);
+    if (!error) return {address, at.port};
+    why = "\"" + at.host + "\" is not an IP address";
+  } catch (const app::CommandError& e) {
+    why = e.what();
+  }
+  throw app::CommandError("cannot listen on \"" + listen + "\" (--listen): " + why);
+}
+
 }  // namespace
 
 class MediaServer::Impl {
@@ -81,11 +95,7 @@ class MediaServer::Impl {
         bridge_(io_),
         work_(asio::make_work_guard(io_)) {
     fingerprint_ = session::fingerprint_of(tls_.native_handle());
-    session::HostPort at = session::parse_listen_address(config_.listen);
-    error_code bad;
-    asio::ip::address address = asio::ip::make_address(at.host, bad);
-    if (bad) throw app::CommandError("cannot listen on " + config_.listen + ": \"" + at.host + "\" is not an IP address");
-    lan_endpoint_ = tcp::endpoint(address, at.port);
+    lan_endpoint_ = listen_endpoint(config_.listen);
     std::string error;
     if (!open(lan_, lan_endpoint_, error)) throw app::CommandError("cannot listen on " + config_.listen + ": " + error);
     lan_endpoint_ = lan_.local_endpoint();
@@ -633,6 +643,8 @@ MediaServer::MediaServer(ServerConfig config, Library& library, ServerHooks hook
   impl_ = std::make_unique<Impl>(std::move(config), library, std::move(hooks));
 }
 MediaServer::~MediaServer() = default;
+void MediaServer::check_listen(const std::string& listen) { listen_endpoint(listen); }
+
 std::string MediaServer::listen_address() const { return impl_->listen_address(); }
 std::uint16_t MediaServer::bridge_port() const { return impl_->bridge_port_; }
 std::string MediaServer::fingerprint() const { return impl_->fingerprint_; }

@@ -50,6 +50,8 @@ class MediaServer {
   MediaServer(ServerConfig config, Library& library, ServerHooks hooks);
   ~MediaServer();
 
+  // CommandError: not ADDRESS:PORT.
+  static void check_listen(const std::string& listen);
   std::string listen_address() const;  // with the port that was found
   std::uint16_t bridge_port() const;
   std::string fingerprint() const;

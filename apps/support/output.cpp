@@ -83,6 +83,11 @@ void Output::flush(std::chrono::steady_clock::time_point begin) {
   }
 }
 
+int Output::failure() {
+  std::lock_guard lock(mutex_);
+  return failure_;
+}
+
 void Output::run() {
   std::unique_lock lock(mutex_);
   while (!gone_) {
@@ -125,7 +130,11 @@ bool Output::write(std::string_view rest) {
     if (p[0].revents == 0) continue;
     const ssize_t n = ::write(fd_, rest.data(), std::min(rest.size(), kOutputWriteMax));
     if (n < 0 && (errno == EINTR || errno == EAGAIN)) continue;
-    if (n <= 0) return false;
+    if (n <= 0) {
+      std::lock_guard lock(mutex_);
+      failure_ = n < 0 && errno != EPIPE ? errno : 0;
+      return false;
+    }
     rest.remove_prefix(static_cast<std::size_t>(n));
     std::lock_guard lock(mutex_);
     progress_ += static_cast<std::uint64_t>(n);

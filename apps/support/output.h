@@ -28,6 +28,8 @@ class Output {
   void put_answer(std::string line, Kind kind, int stop_fd);
   // Waits until everything is written, the reader is gone, or it took nothing for kOutputPatience since `begin`.
   void flush(std::chrono::steady_clock::time_point begin);
+  // What kept lines from being written (errno: a full disk); 0: nothing, or a reader that went away.
+  int failure();
 
  private:
   void enqueue(std::string line);
@@ -45,6 +47,7 @@ class Output {
   bool started_ = false;
   bool writing_ = false;
   bool gone_ = false;
+  int failure_ = 0;
   bool answer_ = false;    // all that waits is wanted by somebody
   int stop_fd_ = -1;       // watched while a write waits
   bool stopped_ = false;

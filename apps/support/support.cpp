@@ -49,8 +49,11 @@ void print_log(const std::string& line) { standard_error().put(line + "\n", Outp
 
 void flush_output() {
   const auto begin = std::chrono::steady_clock::now();
+  int failure = std::fflush(stdout) != 0 && errno != EPIPE ? errno : 0;
   standard_output().flush(begin);
   standard_error().flush(begin);
+  if (failure == 0) failure = standard_output().failure();
+  if (failure != 0) throw CommandError(std::string("cannot write to standard output: ") + std::strerror(failure));
 }
 
 StopSignal::StopSignal() {

@@ -20,6 +20,16 @@ class CommandError : public std::runtime_error {
   int status_;
 };
 
+// Runs what understands an argument: when it cannot, the command was typed wrong.
+template <class F>
+auto as_typed(F f) {
+  try {
+    return f();
+  } catch (const CommandError& e) {
+    throw CommandError(e.what(), 2);
+  }
+}
+
 // Something happened: one JSON object and a newline on stdout. Safe from any thread, and waits for no reader: when nobody
 // reads, the oldest events go, and {"event":"dropped","count":N} says so later.
 void print_event(const boost::json::object& event);
@@ -29,7 +39,8 @@ void print_answer_line(const std::string& line);
 // One line for people, on stdout or stderr; they wait for no reader either.
 void print_text(const std::string& line);
 void print_log(const std::string& line);
-// At the end of the process: what was printed is written, unless nobody takes it (kOutputPatience).
+// At the end of the process: what was printed is written, unless nobody takes it (kOutputPatience). CommandError when standard
+// output cannot be written; a reader that went away is no failure.
 void flush_output();
 
 // SIGINT and SIGTERM: sets the flag and writes to the descriptor. Installed once per process; SIGPIPE and

@@ -47,10 +47,10 @@ _porthole() {
     'porthole serve') words='set-password status rescan lan -h --help --statedir --library --listen --remote --account-token --name --relay-only --ca-file --json' ;;
     'porthole serve set-password') words='-h --help --statedir --password-file' ;;
     'porthole serve status') words='-h --help --statedir --json' ;;
-    'porthole serve rescan') words='-h --help --statedir' ;;
+    'porthole serve rescan') words='-h --help --statedir --json' ;;
     'porthole serve lan') words='on off -h --help' ;;
-    'porthole serve lan on') words='-h --help --statedir' ;;
-    'porthole serve lan off') words='-h --help --statedir' ;;
+    'porthole serve lan on') words='-h --help --statedir --json' ;;
+    'porthole serve lan off') words='-h --help --statedir --json' ;;
     'porthole client') words='login servers connect ls play get remove -h --help' ;;
     'porthole client login') words='-h --help --statedir --ca-file --relay-only --json --password-file --name --no-wait' ;;
     'porthole client servers') words='-h --help --statedir --ca-file --relay-only --json' ;;

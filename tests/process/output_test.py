@@ -130,5 +130,17 @@ def test_client():
             ls.ends_in_time(None)
 
 
+def test_full_disk_behind_standard_output():
+    """What a command was asked for and could not be written is its failure; a token would be lost with it."""
+    with Lab() as lab:
+        state = lab.path("r")
+        check(run("remote", "account", "create", "first", "--statedir", state).returncode == 0, "an account")
+        for flags in ([], ["--json"]):
+            with open("/dev/full", "w") as full:
+                p = subprocess.run([PORTHOLE, "remote", "account", "list", "--statedir", state, *flags], stdout=full, stderr=subprocess.PIPE,
+                                   text=True, timeout=30 * SLOW)
+            check(p.returncode == 1 and "cannot write to standard output" in p.stderr, f"{flags}: {p.returncode} {p.stderr}")
+
+
 if __name__ == "__main__":
     main(sys.modules[__name__])

@@ -31,9 +31,12 @@ def test_serve_cannot_start():
         set_password(lab)
         refused(run(*base, "--library", lab.path("nowhere")), 1, "nowhere")
         refused(run(*base, "--library", lab.write("plain", "x")), 1, "plain")
-        refused(run(*bare, *library, "--listen", "nonsense"), 1, "nonsense")
+        refused(run(*bare, *library, "--listen", "nonsense"), 2, "--listen", "nonsense")
+        for bad in ("127.0.0.1", "127.0.0.1:99999", "localhost:0"):
+            refused(run(*bare, *library, "--listen", bad), 2, "--listen", bad)
         refused(run(*base, *library, "--remote", "http://127.0.0.1:1", "--account-token", "file:" + lab.path("none")), 1, "none")
-        refused(run(*base, *library, "--remote", "nonsense", "--account-token", "x"), 1, "nonsense")
+        for bad in ("nonsense", "https://", "ftp://x"):
+            refused(run(*base, *library, "--remote", bad, "--account-token", "x"), 2, bad)
         tcp = socket.create_server(("127.0.0.1", 0))
         refused(run(*bare, *library, "--listen", f"127.0.0.1:{tcp.getsockname()[1]}"), 1, "in use")
         refused(run("serve", "status", "--statedir", lab.path("serve")), 1, "no porthole serve is running")
