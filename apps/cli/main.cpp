@@ -1,5 +1,5 @@
-#include <cstdio>
 #include <CLI/CLI.hpp>
+#include <cstdio>
 #include <exception>
 #include <optional>
 
