@@ -234,7 +234,9 @@ struct MediaServer::Impl::Connection : std::enable_shared_from_this<Connection> 
   // Cuts the connection; its coroutines end with an error.
   void abort() {
     aborted = true;
-    stream.abort();
+    // The bridge cannot tell a closed socket from half a connection, and would keep a silent peer's place for it.
+    if (via == Via::kBridge && !upgraded) stream.reset();
+    else stream.abort();
     outgoing.notify();
     room.notify();
   }

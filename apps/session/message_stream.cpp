@@ -133,4 +133,10 @@ void MessageStream::abort() {
   impl_->tcp().socket().close(ignored);
 }
 
+void MessageStream::reset() {
+  Error ignored;
+  impl_->tcp().socket().set_option(asio::socket_base::linger(true, 0), ignored);
+  abort();
+}
+
 }  // namespace porthole::session

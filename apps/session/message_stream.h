@@ -52,6 +52,8 @@ class MessageStream {
   // In order: the other side answers, and read() ends.
   Task<Error> close();
   void abort();
+  // Likewise, and the other side sees a reset, not an end after which it could still speak.
+  void reset();
 
  private:
   struct Impl;

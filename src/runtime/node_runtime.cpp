@@ -123,8 +123,8 @@ Result<std::unique_ptr<NodeRuntime>> NodeRuntime::start(NodeOptions options) {
   if (options.ephemeral) state.ephemeral = true;
   const wg::StampLease stamps = node::lease_stamps(state.last_tai64n, clock_now().wall);
   state.last_tai64n = stamps.until;
-  // The machine key exists before anybody hears of it, and so does the lease of handshake stamps. What is in store already does without: a full disk keeps no
-  // device out of its tailnet (saving is tried again, and reported, once the node runs).
+  // The machine key exists before anybody hears of it, and so does the lease of handshake stamps. What is in store already does
+  // without: a full disk keeps no device out of its tailnet (saving is tried again, and reported, once the node runs).
   if (Status s = store.save(state); !s && !*loaded) return s.error();
 
   std::unique_ptr<NodeRuntime> node(new NodeRuntime);

@@ -477,20 +477,6 @@ class EchoUdp:
             self.socket.sendto(b"seen " + data, source)
 
 
-class WebServer:
-    """Gives every connection to `serve`, until closed."""
-
-    def __init__(self, serve):
-        self.serve = serve
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
-        serve_each(self.listener, self._one)
-
-    def _one(self, s):
-        s.settimeout(30)
-        self.serve(s)
-
-
 def portal(s):
     """As the network of a hotel answers everything."""
     read_head(s)

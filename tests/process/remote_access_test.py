@@ -3,6 +3,7 @@
 from its tailnet; kills in mid-stream. All of it below a path that is longer than a socket's name may be (107 characters)."""
 import atexit
 import hashlib
+import resource
 import shutil
 import subprocess
 import sys
@@ -123,6 +124,48 @@ def test_killed_in_mid_stream():
         play.stop()
         result = client(lab, "get", server, "film.mp4", "--remote", "--output", lab.path("out"), seconds=60)
         check(result.returncode == 0 and digest(lab.path("out")) == digest(film), f"get: {result.stdout} {result.stderr}")
+
+
+def test_half_open_connections_to_the_bridge():
+    """10,000 connections from devices of the household that never say a word, to the server's port on the tailnet: others get in."""
+    if SLOW > 1:
+        return
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # also for the nodes that are started here
+    count, devices = min(10_000, max(100, hard - 500)), 4
+    with Lab() as lab:
+        _, serve = household(lab)
+        server = joined(lab, serve)
+        key = run("remote", "key", "create", "--account", "home", "--reusable", "--statedir", lab.path("remote"), "--json")
+        floods = [lab.node(f"flood{i}", serve.flags[1], json.loads(key.stdout)["key"], "--socks5", "127.0.0.1:0") for i in range(devices)]
+        proxies = [node.wait_event("socks5") for node in floods]
+        for node in floods:
+            node.wait_event("running")
+        ip = next(e for e in serve.log if e.get("event") == "remote" and e.get("ip"))["ip"]
+        memory = lambda: next(int(line.split()[1]) for line in open(f"/proc/{serve.p.pid}/status") if line.startswith("VmRSS"))
+        descriptors = lambda: len(os.listdir(f"/proc/{serve.p.pid}/fd"))
+        before = memory(), descriptors()
+        held, reached, most = [], 0, 0
+        try:
+            for i in range(count):
+                with contextlib.suppress(OSError, Failed):  # beyond the limits of the proxy
+                    held.append(socks_login(proxies[i % devices]))
+                    held[-1].sendall(b"\x05\x01\x00" + socks_address(ip, 8443))
+                if i % 100 == 0:
+                    most = max(most, descriptors())
+            for s in held:
+                with contextlib.suppress(OSError, Failed):  # beyond those of the server
+                    reached += exactly(s, 10)[1] == 0
+            result = client(lab, "connect", server, "--remote", seconds=60)
+            check(result.returncode == 0, f"beside the flood: {result.stdout} {result.stderr}")
+            check(client(lab, "connect", server, "--local").returncode == 0, "at home beside the flood")
+            most, grown = max(most, descriptors()), memory() - before[0]
+        finally:
+            for s in held:
+                s.close()
+        print(f"        {count} connections, {len(held)} to the tailnet, {reached} let in; {most} descriptors at most, {grown // 1024} MB more")
+        check(reached > 100 and most < before[1] + 2500 and grown < 100_000, "bounds of the bridge")
+        wait_for(lambda: descriptors() <= before[1] + 20, 60, "the descriptors of the flood")
 
 
 def test_login_while_the_coordinator_is_mute():
