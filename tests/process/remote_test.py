@@ -313,7 +313,8 @@ def test_a_client_that_is_always_behind():
                     check(block, f"closed after {got} bytes")
                     got, tail = got + len(block), (tail + block)[-len(answer):]
             check(tail.endswith(b"</html>\n"), f"the end: {tail[-100:]!r}")
-        check(most() - before < 4 << 10, f"{most() - before} KiB more than before")
+        if SLOW == 1:  # a sanitizer keeps what was freed
+            check(most() - before < 4 << 10, f"{most() - before} KiB more than before")
 
 
 def test_goodbyes_that_are_not_taken():
