@@ -24,6 +24,8 @@ PORTHOLE = os.path.join(BUILD, "porthole")
 # Sanitizers make everything slower; bounds are for a loaded machine already.
 SLOW = 6 if any(word in os.path.basename(BUILD) for word in ("asan", "tsan")) else 1
 THREAD_SANITIZER = "tsan" in os.path.basename(BUILD)
+if THREAD_SANITIZER:  # it would wait a second at the end of every process for what its other threads do
+    os.environ["TSAN_OPTIONS"] = os.environ.get("TSAN_OPTIONS", "") + " atexit_sleep_ms=0"
 
 
 class Failed(Exception):
