@@ -258,7 +258,7 @@ def test_what_is_refused(lab, hs, version):
     refused(run(*[a.replace("api.key", "none") for a in good]), 1, "none")
     refused(run(*[a.replace("file:", "") for a in good]), 2, "file:PATH")
     refused(run(*[a.replace(hs.url(), "http://192.0.2.1") for a in good]), 2, "in clear", "https")
-    refused(run(*[a.replace(hs.url(), "https://127.0.0.1:" + str(hs.port)) for a in good]), 1, "certificate")
+    refused(run(*[a.replace(hs.url(), "https://127.0.0.1:" + str(hs.port)) for a in good]), 1, "not with TLS", "http://")
     refused(run(*[a.replace("headscale-api", "nonsense") if a == "headscale-api" else a for a in good]), 2, "--engine")
     refused(run("remote", "run", "--statedir", lab.path("x"), "--headscale-url", hs.url()), 2, "--engine headscale-api")
     held, port = closed_port()
