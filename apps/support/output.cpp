@@ -25,7 +25,13 @@ std::string left_out(std::uint64_t count, Output::Kind kind) {
 
 void Output::put(std::string line, Kind kind) {
   std::lock_guard lock(mutex_);
+  if (answer_ && !stopped_ && bytes_ > kOutputBytesMax) {
+    ++dropped_;
+    dropped_kind_ = kind;
+    return;
+  }
   enqueue(std::move(line));
+  if (answer_ && !stopped_) return;
   while (bytes_ > kOutputBytesMax && lines_.size() > 1) {
     bytes_ -= lines_.front().size();
     lines_.pop_front();
@@ -34,11 +40,10 @@ void Output::put(std::string line, Kind kind) {
   }
 }
 
-void Output::put_answer(std::string line, Kind kind, int stop_fd) {
+void Output::put_answer(std::string line, Kind kind) {
   {
     std::unique_lock lock(mutex_);
     answer_ = true;
-    stop_fd_ = stop_fd;
     changed_.wait(lock, [this] { return gone_ || stopped_ || bytes_ <= kOutputBytesMax / 2; });
     if (!stopped_) return enqueue(std::move(line));
   }
@@ -118,7 +123,7 @@ bool Output::write(std::string_view rest) {
     int stop_fd = -1;
     {
       std::lock_guard lock(mutex_);
-      if (!stopped_) stop_fd = stop_fd_;
+      if (!stopped_) stop_fd = stop_fd_;  // it stays readable
     }
     pollfd p[2] = {{fd_, POLLOUT, 0}, {stop_fd, POLLIN, 0}};
     if (::poll(p, 2, -1) < 0) continue;  // EINTR
@@ -141,16 +146,6 @@ bool Output::write(std::string_view rest) {
     changed_.notify_all();
   }
   return true;
-}
-
-Output& standard_output() {
-  static Output& out = *new Output(STDOUT_FILENO);
-  return out;
-}
-
-Output& standard_error() {
-  static Output& err = *new Output(STDERR_FILENO);
-  return err;
 }
 
 }  // namespace porthole::app

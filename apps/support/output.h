@@ -17,15 +17,16 @@ class Output {
  public:
   enum class Kind { kText, kJson };  // how the reader is told of lines that were left out
 
-  // Its thread ends with the process, which may be while a write hangs: an Output is never destroyed.
-  explicit Output(int fd) : fd_(fd) {}
+  // Its thread ends with the process, which may be while a write hangs: an Output is never destroyed. Once `stop_fd` (or -1) is
+  // readable nobody waits any longer for what a reader does not take.
+  Output(int fd, int stop_fd) : fd_(fd), stop_fd_(stop_fd) {}
   ~Output() = delete;
 
   // `line` with its newline. Never waits.
   void put(std::string line, Kind kind);
   // For the answer a command was asked for: nothing of it is left out. Waits for the reader when much is waiting, as flush() then
-  // does, however long that lasts; both do so no longer once `stop_fd` (or -1) is readable.
-  void put_answer(std::string line, Kind kind, int stop_fd);
+  // does, however long that lasts, until the stop.
+  void put_answer(std::string line, Kind kind);
   // Waits until everything is written, the reader is gone, or it took nothing for kOutputPatience since `begin`.
   void flush(std::chrono::steady_clock::time_point begin);
   // What kept lines from being written (errno: a full disk); 0: nothing, or a reader that went away.
@@ -37,6 +38,7 @@ class Output {
   bool write(std::string_view line);
 
   const int fd_;
+  const int stop_fd_;
   std::mutex mutex_;
   std::condition_variable changed_;
   std::deque<std::string> lines_;
@@ -48,13 +50,8 @@ class Output {
   bool writing_ = false;
   bool gone_ = false;
   int failure_ = 0;
-  bool answer_ = false;    // all that waits is wanted by somebody
-  int stop_fd_ = -1;       // watched while a write waits
+  bool answer_ = false;  // what waits is wanted by somebody
   bool stopped_ = false;
 };
-
-// What the process says. Never destroyed; flush_output() (support.h) at the end.
-Output& standard_output();
-Output& standard_error();
 
 }  // namespace porthole::app

@@ -18,11 +18,11 @@ using Clock = std::chrono::steady_clock;
 
 // A pipe of one page with an Output at its end, which lives on, as it does in a program.
 struct Pipe {
-  Pipe() {
+  explicit Pipe(int stop_fd = -1) {
     EXPECT_EQ(::pipe2(fds, O_CLOEXEC), 0);
     ::fcntl(fds[1], F_SETPIPE_SZ, 4096);
     static std::vector<Output*>& all = *new std::vector<Output*>;
-    all.push_back(out = new Output(fds[1]));
+    all.push_back(out = new Output(fds[1], stop_fd));
   }
   ~Pipe() { ::close(fds[0]); }
   // What came so far and what comes until `end` is in it, or until the time is over.
@@ -80,18 +80,20 @@ TEST(Output, AnAnswerIsNeverCutShortUntilSomebodyStopsIt) {
   Pipe p;
   std::string text;
   std::thread reader([&] { text = p.read_until("\"n\":9999,"); });
-  for (int i = 0; i < 10'000; ++i) p.out->put_answer(line(i), Output::Kind::kJson, -1);
+  for (int i = 0; i < 10'000; ++i) p.out->put_answer(line(i), Output::Kind::kJson);
   p.out->flush(Clock::now());
   reader.join();
   EXPECT_EQ(text.find("dropped"), std::string::npos);
 
-  Pipe unread;
+  // What was said before the answer is stuck in a write by then, or is not yet.
   const int stop = ::eventfd(0, EFD_CLOEXEC);
+  Pipe unread(stop);
+  for (int i = 0; i < 100; ++i) unread.out->put(line(i), Output::Kind::kJson);
   std::thread signal([&] {
     const std::uint64_t one = 1;
     EXPECT_EQ(::write(stop, &one, sizeof one), static_cast<ssize_t>(sizeof one));
   });
-  for (int i = 0; i < 10'000; ++i) unread.out->put_answer(line(i), Output::Kind::kJson, stop);
+  for (int i = 0; i < 10'000; ++i) unread.out->put_answer(line(i), Output::Kind::kJson);
   unread.out->flush(Clock::now());
   signal.join();
 }
@@ -100,7 +102,7 @@ TEST(Output, AReaderThatIsGoneIsNobodysFailure) {
   Pipe p;
   ::close(std::exchange(p.fds[0], -1));
   p.out->put(line(0), Output::Kind::kJson);
-  p.out->put_answer(line(1), Output::Kind::kJson, -1);
+  p.out->put_answer(line(1), Output::Kind::kJson);
   const auto begin = Clock::now();
   p.out->flush(begin);
   EXPECT_LT(Clock::now() - begin, kOutputPatience);

@@ -25,6 +25,13 @@ namespace {
 std::atomic<bool> g_stopped{false};
 int g_stop_fd = -1;
 
+// Readable once a signal asked for the end, whoever installs the handlers and when.
+int stop_descriptor() {
+  static std::once_flag once;
+  std::call_once(once, [] { g_stop_fd = ::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK); });
+  return g_stop_fd;
+}
+
 void on_signal(int) {
   int saved = errno;
   g_stopped = true;
@@ -35,15 +42,31 @@ void on_signal(int) {
 
 std::string reason() { return std::strerror(errno); }
 
+Output& standard_output() {
+  static Output& out = *new Output(STDOUT_FILENO, stop_descriptor());
+  return out;
+}
+
+// Lines for both are one queue when both are one terminal, pipe or file: their order is what the reader sees.
+Output& standard_error() {
+  static Output& output = []() -> Output& {
+    struct stat out {}, err {};
+    const bool same = ::fstat(STDOUT_FILENO, &out) == 0 && ::fstat(STDERR_FILENO, &err) == 0 && out.st_dev == err.st_dev &&
+                      out.st_ino == err.st_ino;
+    return same ? standard_output() : *new Output(STDERR_FILENO, stop_descriptor());
+  }();
+  return output;
+}
+
 }  // namespace
 
 void print_event(const boost::json::object& event) {
   standard_output().put(boost::json::serialize(event) + "\n", Output::Kind::kJson);
 }
 void print_answer(const boost::json::object& answer) {
-  standard_output().put_answer(boost::json::serialize(answer) + "\n", Output::Kind::kJson, g_stop_fd);
+  standard_output().put_answer(boost::json::serialize(answer) + "\n", Output::Kind::kJson);
 }
-void print_answer_line(const std::string& line) { standard_output().put_answer(line + "\n", Output::Kind::kText, g_stop_fd); }
+void print_answer_line(const std::string& line) { standard_output().put_answer(line + "\n", Output::Kind::kText); }
 void print_text(const std::string& line) { standard_output().put(line + "\n", Output::Kind::kText); }
 void print_log(const std::string& line) { standard_error().put(line + "\n", Output::Kind::kText); }
 
@@ -59,7 +82,7 @@ void flush_output() {
 StopSignal::StopSignal() {
   static std::once_flag once;
   std::call_once(once, [] {
-    g_stop_fd = ::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    stop_descriptor();
     struct sigaction action {};
     action.sa_handler = on_signal;
     ::sigaction(SIGINT, &action, nullptr);

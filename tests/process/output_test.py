@@ -130,6 +130,16 @@ def test_client():
             ls.ends_in_time(None)
 
 
+def test_one_pipe_for_both_outputs():
+    """Where standard output and standard error are one thing, as at a terminal, their lines come in the order they were said."""
+    with socket.create_server(("127.0.0.1", 0)) as s:
+        url = f"http://127.0.0.1:{s.getsockname()[1]}"
+    for _ in range(10 if SLOW == 1 else 3):
+        p = subprocess.run([PORTHOLE, "node", "doctor", url], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=30 * SLOW)
+        lines = p.stdout.splitlines()
+        check(p.returncode == 1 and len(lines) > 2 and "cannot use" in lines[-1], f"{p.returncode} {p.stdout!r}")
+
+
 def test_full_disk_behind_standard_output():
     """What a command was asked for and could not be written is its failure; a token would be lost with it."""
     with Lab() as lab:
