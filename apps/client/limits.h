@@ -49,5 +49,7 @@ inline constexpr std::size_t kServersMax = 64;
 inline constexpr std::size_t kDeviceNameBytesMax = 128;
 inline constexpr std::size_t kStoreBytesMax = 1024 * 1024;
 inline constexpr std::size_t kListItemsMax = 100'000;
+// A listing begins again when the library changes between two pages; one that changes this often is being filled.
+inline constexpr int kListStartsMax = 20;
 
 }  // namespace porthole::client

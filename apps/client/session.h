@@ -10,38 +10,16 @@
 #include <string>
 #include <vector>
 
-#include "client/error.h"
+#include "client/session_machine.h"
 
 namespace porthole::client {
 
-struct LoginDetails {
-  std::string password, device_id, device_name;
-  bool want_remote = false;
-  bool new_key = false;
-};
-struct LoginAnswer {
-  std::string server_name, server_id, remote_problem;
-  std::string remote_hostname, remote_ip, coordination_url, tailnet_preauth_key;
-};
-struct Item {
-  std::string id, title, file_name, video_codec, audio_codec, content_type, unplayable;
-  std::uint64_t duration_ms = 0, size_bytes = 0;
-  std::uint32_t width = 0, height = 0;
-  bool has_poster = false;
-};
-struct PosterImage {
-  std::string content_type, image;
-};
-
 // Bytes of one item in order. Dropping it tells the server to stop.
-class ReadStream {
+class ReadStream : public OpenedRange {
  public:
   virtual ~ReadStream() = default;
   // The next bytes; empty: the range is complete. ClientError when it broke off.
   virtual boost::asio::awaitable<std::string> read() = 0;
-  std::uint64_t size_bytes = 0;  // of the whole item
-  std::uint64_t offset = 0, length = 0;
-  std::string content_type;
 };
 
 class Session {

@@ -295,6 +295,53 @@ TEST_F(TailnetTest, NewKeyIsUsedOnlyWhenTheStoredLoginIsRefused) {
   EXPECT_EQ(net.made.back().auth_key, "three");
 }
 
+// Whoever turns the stored login away need not be the server it belongs to: it counts until another one holds.
+TEST_F(TailnetTest, AStoredLoginIsGivenUpOnlyForOneThatHolds) {
+  {
+    auto c = client();
+    c->join("https://c", "one");
+    c->wait_connected(std::chrono::seconds(10));
+  }
+  const std::string before = net.made.back().state_dir;
+  std::filesystem::create_directories(before);
+  for (const char* name : {"/lock", "/node.json"}) app::write_file_atomic(before + name, "the first login");
+  net.on_join = [](const TailnetNodeConfig&) { throw NodeError(NodeError::Kind::kUnauthorized, "its key is not the one this node knows"); };
+  for (const char* url : {"https://c", "https://elsewhere"}) {
+    auto c = client();
+    c->join(url, "two");
+    EXPECT_THROW(c->wait_connected(std::chrono::seconds(10)), ClientError);
+    EXPECT_NE(net.made.back().state_dir, before);
+    EXPECT_EQ(net.made.back().auth_key, "two");
+    EXPECT_EQ(c->joined_url(), "https://c");
+  }
+  net.on_join = [](const TailnetNodeConfig&) {};
+  {
+    auto c = client();
+    c->ensure_connected();
+    c->wait_connected(std::chrono::seconds(10));
+    EXPECT_EQ(net.made.back().state_dir, before);
+    EXPECT_EQ(net.made.back().auth_key, "");
+  }
+  EXPECT_EQ(app::read_file(before + "/node.json"), "the first login");
+
+  net.on_join = [](const TailnetNodeConfig& config) {
+    if (config.auth_key.empty()) throw NodeError(NodeError::Kind::kUnauthorized, "logged out");
+  };
+  {
+    auto c = client();
+    c->join("https://c", "three");
+    c->wait_connected(std::chrono::seconds(10));
+  }
+  const std::string after = net.made.back().state_dir;
+  EXPECT_NE(after, before);
+  EXPECT_FALSE(std::filesystem::exists(before + "/node.json"));
+  net.on_join = [](const TailnetNodeConfig&) {};
+  auto c = client();
+  c->ensure_connected();
+  c->wait_connected(std::chrono::seconds(10));
+  EXPECT_EQ(net.made.back().state_dir, after);
+}
+
 TEST_F(TailnetTest, BlockedJoinBlocksNobodyAndCanBeLeft) {
   net.on_join = [](const TailnetNodeConfig&) { throw NodeError(NodeError::Kind::kTimeout, "not yet"); };
   auto c = client();

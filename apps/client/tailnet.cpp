@@ -23,6 +23,10 @@ constexpr std::chrono::milliseconds kTurn = 500ms;
 constexpr const char* kKeyInvalid =
     "the key is no longer valid, or this device was revoked; log in at home again to get a new one";
 
+// A new login is made beside the stored one, which counts until the new one holds: who turns this node away may not be the
+// server it belongs to.
+constexpr const char* kNodeFolders[] = {"node", "node.2"};
+
 // A node that another process runs on this directory keeps what is its own.
 void forget_node(const std::string& dir) {
   int lock = ::open((dir + "/lock").c_str(), O_RDWR | O_CLOEXEC);
@@ -69,6 +73,8 @@ TailnetClient::TailnetClient(std::string dir, std::string hostname, std::string 
     if (!version || !url || !url->is_string())
       throw ClientError(Failure::kFailed, note + " is damaged; remove the folder " + dir_ + " and log in at home again");
     joined_url_ = std::string(url->as_string());
+    const boost::json::value* node = stored->if_contains("node");
+    if (node && node->is_string() && node->as_string() == kNodeFolders[1]) folder_ = kNodeFolders[1];
   }
   thread_ = std::thread([this] { run(); });
 }
@@ -85,7 +91,7 @@ void TailnetClient::shut_down() {
 }
 
 void TailnetClient::save() {
-  boost::json::object note{{"version", 1}, {"coordination_url", joined_url()}};
+  boost::json::object note{{"version", 1}, {"coordination_url", joined_url()}, {"node", folder_}};
   app::write_file_atomic(dir_ + "/tailnet.json", boost::json::serialize(note) + "\n", 0600);
 }
 
@@ -199,18 +205,13 @@ void TailnetClient::bring_up(const Order& order) {
   if (!factory_) throw NodeError(NodeError::Kind::kFailed, "this build of porthole has no tailnet node");
   // From stored state first where there is some: a key that was used up or has expired since does not matter then.
   bool stored = !joined.empty() && (order.url.empty() || order.url == joined);
+  std::string folder;
   for (;;) {
-    TailnetNodeConfig config{dir_ + "/node", stored ? joined : order.url, stored ? std::string() : order.key, hostname_, ca_file_};
+    folder = stored || joined.empty() ? folder_ : kNodeFolders[folder_ == kNodeFolders[0]];
+    TailnetNodeConfig config{dir_ + "/" + folder, stored ? joined : order.url, stored ? std::string() : order.key, hostname_, ca_file_};
     drop_node();
     try {
-      if (!stored) {
-        // Whatever is there belongs to a login that is not wanted any more.
-        std::error_code ignored;
-        forget_node(config.state_dir);
-        std::filesystem::remove(dir_ + "/tailnet.json", ignored);
-        std::lock_guard lock(mutex_);
-        joined_url_.clear();
-      }
+      if (!stored) forget_node(config.state_dir);  // of a login that never held
       std::shared_ptr<TailnetNode> made = factory_(config);
       {
         std::lock_guard lock(mutex_);
@@ -237,11 +238,19 @@ void TailnetClient::bring_up(const Order& order) {
       stored = false;  // the stored login has ended, but there is a key
     }
   }
-  {
-    std::lock_guard lock(mutex_);
-    joined_url_ = stored ? joined : order.url;
+  if (!stored) {
+    const std::string before = std::exchange(folder_, folder);
+    {
+      std::lock_guard lock(mutex_);
+      joined_url_ = order.url;
+    }
+    save();
+    try {
+      if (before != folder_) forget_node(dir_ + "/" + before);
+    } catch (const NodeError&) {
+      // another process is still there; the next login clears it away
+    }
   }
-  if (!stored) save();
   enter(TailnetState::kConnected);
 }
 

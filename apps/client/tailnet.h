@@ -82,7 +82,7 @@ class TailnetClient {
   std::string joined_url() const;
 
   // Starts joining and returns at once. Does nothing when connected or on the way, and uses the stored login when there
-  // is one for this URL: the key counts only if that is refused (C5).
+  // is one for this URL: the key counts only if that is refused (C5). A stored login is given up only for one that holds.
   void join(const std::string& coordination_url, const std::string& key);
   // Starts the node from stored state and returns at once; fails (see status) when it never joined.
   void ensure_connected();
@@ -130,6 +130,7 @@ class TailnetClient {
   std::shared_ptr<TailnetNode> node_;
   std::function<void(const TailnetStatus&)> observer_;
   bool stopping_ = false;
+  std::string folder_ = "node";  // of the login that counts; its thread's only
   std::thread thread_;
 };
 
