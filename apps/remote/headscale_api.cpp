@@ -2,100 +2,25 @@
 
 #include <sys/stat.h>
 
-#include <algorithm>
-#include <charconv>
-
 #include "remote/limits.h"
 #include "remote/public_url.h"
-#include "support/json_read.h"
 #include "support/support.h"
 #include "ts2021/time_text.h"
 
 namespace porthole::remote {
 
 namespace json = boost::json;
-using app::flag_of;
-using boost::system::error_code;
 
 namespace {
 
 constexpr std::string_view kApi = "/api/v1/";
-// "-" and the secret: 64 characters, which may themselves be "-".
-constexpr std::size_t kKeySecretSize = 1 + 64;
-constexpr std::string_view kMask = "-***";
 
 bool is_loopback_host(const std::string& host) {
   auto address = IpAddress::parse(host);
   return host == "localhost" || (address && address->is_loopback());
 }
 
-// Texts of another program, fit for one line.
-std::string clean(std::string_view text) {
-  constexpr std::size_t kShown = 300;
-  std::string out;
-  for (char c : text.substr(0, kShown)) out += static_cast<unsigned char>(c) < 0x20 || c == 0x7f ? ' ' : c;
-  while (!out.empty() && out.back() == ' ') out.pop_back();
-  return out;
-}
-
-// ---- members of answers: what is missing or of another kind is empty -------------------------------------------------
-
-std::string text_of(const json::object& o, std::string_view name) {
-  const json::value* v = o.if_contains(name);
-  if (v && v->is_string()) return std::string(std::string_view(v->as_string()));
-  if (v && v->is_int64()) return std::to_string(v->as_int64());  // ids
-  if (v && v->is_uint64()) return std::to_string(v->as_uint64());
-  return {};
-}
-const json::object* object_of(const json::object& o, std::string_view name) {
-  const json::value* v = o.if_contains(name);
-  return v && v->is_object() ? &v->as_object() : nullptr;
-}
-std::optional<WallTime> time_of(const json::object& o, std::string_view name) {
-  std::string text = text_of(o, name);
-  if (text.empty() || ts2021::is_unset_time(text)) return std::nullopt;
-  return ts2021::parse_time(text);
-}
-std::string user_of(const json::object& o) {
-  const json::object* user = object_of(o, "user");
-  return user ? text_of(*user, "name") : std::string();
-}
-std::string masked_prefix(std::string_view text) {
-  if (text.ends_with(kMask)) return std::string(text.substr(0, text.size() - kMask.size()));
-  return headscale_key_prefix(text);
-}
-
-bool is_id(std::string_view text) {
-  return !text.empty() && text.size() < 20 && text.find_first_not_of("0123456789") == std::string_view::npos;
-}
-
 }  // namespace
-
-std::optional<HeadscaleVersion> parse_headscale_version(std::string_view text) {
-  HeadscaleVersion v;
-  if (text.starts_with('v')) text.remove_prefix(1);
-  v.text = text;
-  const char* at = text.data();
-  const char* end = at + text.size();
-  for (int* part : {&v.major, &v.minor, &v.patch}) {
-    if (part != &v.major) {
-      if (at == end || *at != '.') return std::nullopt;
-      ++at;
-    }
-    auto [next, problem] = std::from_chars(at, end, *part);
-    if (problem != std::errc() || *part < 0) return std::nullopt;
-    at = next;
-  }
-  if (at != end && *at != '-' && *at != '+') return std::nullopt;
-  if (v.major == 0 && v.minor == 0) return std::nullopt;  // v0.0.0-DATE-HASH: built from a work tree
-  if (text.find("dirty") != std::string_view::npos || v.text.size() > 64) return std::nullopt;
-  return v;
-}
-
-std::string headscale_key_prefix(std::string_view text) {
-  if (text.size() <= kKeySecretSize || text[text.size() - kKeySecretSize] != '-') return {};
-  return std::string(text.substr(0, text.size() - kKeySecretSize));
-}
 
 HeadscaleApi::HeadscaleApi(const std::string& url, std::string key_file, std::string ca_file)
     : key_file_(std::move(key_file)) {
@@ -156,15 +81,9 @@ Error HeadscaleApi::refusal(const char* method, const std::string& path, const R
   if (reply.status == 401)
     return trouble("refuses the API key in " + key_file_ +
                    "; it may have run out: make a new one with \"headscale apikeys create\" and put it there");
-  std::string text;
-  error_code bad;
-  json::value value = json::parse(reply.body, bad);
-  if (!bad && value.is_object()) {
-    text = text_of(value.as_object(), "message");
-    if (text.empty()) text = text_of(value.as_object(), "detail");
-  }
+  const std::string reason = headscale_reason(reply.body);
   Error e = trouble("answered " + std::string(method) + " " + path.substr(0, path.find('?')) + " with status " +
-                    std::to_string(reply.status) + (text.empty() ? "" : ": " + clean(text)));
+                    std::to_string(reply.status) + (reason.empty() ? "" : ": " + reason));
   if (reply.status == 404) e.code = ErrorCode::kNotFound;
   return e;
 }
@@ -173,20 +92,17 @@ Result<json::object> HeadscaleApi::call(const char* method, const std::string& p
   auto reply = exchange(method, std::string(kApi) + path, body ? json::serialize(*body) : std::string(), true);
   if (!reply) return reply.error();
   if (reply->status != 200) return refusal(method, path, *reply);
-  error_code bad;
-  json::value value = json::parse(reply->body, bad);
-  if (bad || !value.is_object())
+  auto object = headscale_object(reply->body);
+  if (!object)
     return trouble("answered " + std::string(method) + " " + path.substr(0, path.find('?')) +
                    " with something that is not its API; is the address right?");
-  return std::move(value.as_object());
+  return std::move(*object);
 }
 
 Status HeadscaleApi::health() {
   auto reply = exchange("GET", "/health", {}, false);
   if (!reply) return reply.error();
-  error_code bad;
-  json::value value = json::parse(reply->body, bad);
-  if (reply->status == 200 && !bad && value.is_object() && text_of(value.as_object(), "status") == "pass") return {};
+  if (reply->status == 200 && headscale_is_well(reply->body)) return {};
   return trouble("is not well (status " + std::to_string(reply->status) + " from /health); see its log");
 }
 
@@ -194,85 +110,24 @@ Result<std::string> HeadscaleApi::version() {
   auto reply = exchange("GET", "/version", {}, false);
   if (!reply) return reply.error();
   if (reply->status != 200) return refusal("GET", "/version", *reply);
-  error_code bad;
-  json::value value = json::parse(reply->body, bad);
-  std::string text = !bad && value.is_object() ? clean(text_of(value.as_object(), "version")) : std::string();
+  std::string text = headscale_version(reply->body);
   if (text.empty()) return trouble("does not say its version; is the address right?");
-  if (flag_of(value.as_object(), "dirty")) text += "-dirty";
   return text;
 }
-
-namespace {
-
-// Calls `each` for every object in the list; false when there is no list or `each` refuses one.
-template <typename Each>
-bool each_of(const json::object& o, std::string_view name, Each each) {
-  const json::value* list = o.if_contains(name);
-  if (list && list->is_null()) return true;
-  if (!list || !list->is_array()) return false;
-  for (const json::value& v : list->as_array())
-    if (!v.is_object() || !each(v.as_object())) return false;
-  return true;
-}
-
-std::optional<HeadscaleUser> read_user(const json::object& o) {
-  HeadscaleUser user{text_of(o, "id"), text_of(o, "name")};
-  if (!is_id(user.id)) return std::nullopt;
-  return user;
-}
-
-std::optional<HeadscaleNode> read_node(const json::object& o) {
-  HeadscaleNode n;
-  n.id = text_of(o, "id");
-  auto machine = MachinePublic::parse(text_of(o, "machineKey"));
-  auto node_key = NodePublic::parse(text_of(o, "nodeKey"));
-  if (!is_id(n.id) || !machine || !node_key) return std::nullopt;
-  n.machine = *machine;
-  n.node_key = *node_key;
-  if (auto disco = DiscoPublic::parse(text_of(o, "discoKey"))) n.disco_key = *disco;
-  if (const json::value* list = o.if_contains("ipAddresses"); list && list->is_array())
-    for (const json::value& v : list->as_array())
-      if (v.is_string())
-        if (auto address = IpAddress::parse(std::string_view(v.as_string()))) n.addresses.push_back(*address);
-  n.hostname = text_of(o, "name");
-  n.name = text_of(o, "givenName");
-  n.user = user_of(o);
-  if (const json::object* key = object_of(o, "preAuthKey")) {
-    n.key_id = text_of(*key, "id");
-    n.key_prefix = masked_prefix(text_of(*key, "key"));
-    n.ephemeral = flag_of(*key, "ephemeral");
-  }
-  n.online = flag_of(o, "online");
-  if (const json::value* tags = o.if_contains("tags"); tags && tags->is_array())
-    for (const json::value& v : tags->as_array())
-      if (v.is_string()) n.tags.emplace_back(std::string_view(v.as_string()));
-  n.created = time_of(o, "createdAt").value_or(WallTime());
-  n.expiry = time_of(o, "expiry");
-  n.last_seen = time_of(o, "lastSeen");
-  return n;
-}
-
-}  // namespace
 
 Result<std::vector<HeadscaleUser>> HeadscaleApi::users() {
   auto answer = call("GET", "user");
   if (!answer) return answer.error();
-  std::vector<HeadscaleUser> out;
-  bool good = each_of(*answer, "users", [&](const json::object& o) {
-    auto user = read_user(o);
-    if (user) out.push_back(std::move(*user));
-    return user.has_value();
-  });
-  if (!good) return trouble("gave a list of users that cannot be understood");
-  return out;
+  auto users = headscale_users(*answer);
+  if (!users) return trouble("gave a list of users that cannot be understood");
+  return std::move(*users);
 }
 
 Result<HeadscaleUser> HeadscaleApi::create_user(const std::string& name) {
   json::object body{{"name", name}};
   auto answer = call("POST", "user", &body);
   if (!answer) return answer.error();
-  const json::object* o = object_of(*answer, "user");
-  auto user = o ? read_user(*o) : std::nullopt;
+  auto user = headscale_new_user(*answer);
   if (!user || user->name != name) return trouble("did not create user " + name + " as it was asked to");
   return *user;
 }
@@ -280,16 +135,9 @@ Result<HeadscaleUser> HeadscaleApi::create_user(const std::string& name) {
 Result<std::vector<HeadscaleKey>> HeadscaleApi::keys() {
   auto answer = call("GET", "preauthkey");
   if (!answer) return answer.error();
-  std::vector<HeadscaleKey> out;
-  bool good = each_of(*answer, "preAuthKeys", [&](const json::object& o) {
-    HeadscaleKey key{text_of(o, "id"), masked_prefix(text_of(o, "key")), user_of(o), flag_of(o, "used"), WallTime()};
-    key.expires = time_of(o, "expiration").value_or(WallTime());
-    bool fine = is_id(key.id);
-    if (fine && !key.prefix.empty()) out.push_back(std::move(key));  // keys of versions long gone have no such part
-    return fine;
-  });
-  if (!good) return trouble("gave a list of pre-auth keys that cannot be understood");
-  return out;
+  auto keys = headscale_keys(*answer);
+  if (!keys) return trouble("gave a list of pre-auth keys that cannot be understood");
+  return std::move(*keys);
 }
 
 Result<crypto::SecretText> HeadscaleApi::create_key(const std::string& user_id, bool reusable, bool ephemeral,
@@ -298,14 +146,11 @@ Result<crypto::SecretText> HeadscaleApi::create_key(const std::string& user_id, 
                     {"expiration", ts2021::format_time(expires)}, {"aclTags", json::array()}};
   auto answer = call("POST", "preauthkey", &body);
   if (!answer) return answer.error();
-  const json::object* o = object_of(*answer, "preAuthKey");
-  const json::value* text = o ? o->if_contains("key") : nullptr;
-  if (!text || !text->is_string() || headscale_key_prefix(std::string_view(text->as_string())).empty())
-    return trouble("did not give the text of a new pre-auth key");
-  auto until = time_of(*o, "expiration");
-  if (!until || *until < expires + -2s || flag_of(*o, "reusable") != reusable || flag_of(*o, "ephemeral") != ephemeral)
+  auto key = headscale_new_key(*answer);
+  if (!key) return trouble("did not give the text of a new pre-auth key");
+  if (!key->expires || *key->expires < expires + -2s || key->reusable != reusable || key->ephemeral != ephemeral)
     return trouble("made another pre-auth key than it was asked for");
-  return crypto::SecretText(std::string_view(text->as_string()));
+  return std::move(key->text);
 }
 
 Status HeadscaleApi::expire_key(const std::string& id) {
@@ -322,14 +167,9 @@ Status HeadscaleApi::delete_key(const std::string& id) {
 Result<std::vector<HeadscaleNode>> HeadscaleApi::nodes() {
   auto answer = call("GET", "node");
   if (!answer) return answer.error();
-  std::vector<HeadscaleNode> out;
-  bool good = each_of(*answer, "nodes", [&](const json::object& o) {
-    auto node = read_node(o);
-    if (node) out.push_back(std::move(*node));
-    return node.has_value();
-  });
-  if (!good) return trouble("gave a list of nodes that cannot be understood");
-  return out;
+  auto nodes = headscale_nodes(*answer);
+  if (!nodes) return trouble("gave a list of nodes that cannot be understood");
+  return std::move(*nodes);
 }
 
 Status HeadscaleApi::expire_node(const std::string& id) {
@@ -354,10 +194,9 @@ Result<std::optional<std::string>> HeadscaleApi::policy() {
   if (!reply) return reply.error();
   if (reply->status == 401) return refusal("GET", "policy", *reply);
   if (reply->status != 200) return std::optional<std::string>();  // 500 when none is stored
-  error_code bad;
-  json::value value = json::parse(reply->body, bad);
-  if (bad || !value.is_object()) return trouble("gave a policy that cannot be understood");
-  return std::optional<std::string>(text_of(value.as_object(), "policy"));
+  auto policy = headscale_policy(reply->body);
+  if (!policy) return trouble("gave a policy that cannot be understood");
+  return policy;
 }
 
 Status HeadscaleApi::set_policy(const std::string& text) {

@@ -16,57 +16,13 @@
 #include <string>
 #include <vector>
 
-#include "base/ip.h"
-#include "base/key.h"
 #include "base/result.h"
 #include "base/time.h"
 #include "crypto/secret.h"
+#include "remote/headscale_answer.h"
 #include "session/http_client.h"
 
 namespace porthole::remote {
-
-struct HeadscaleUser {
-  std::string id;
-  std::string name;
-};
-
-struct HeadscaleKey {
-  std::string id;
-  std::string prefix;  // what may be seen of its text: "hskey-auth-Qm4tZp0LwXe2"
-  std::string user;    // name; empty for a tagged key
-  bool used = false;
-  WallTime expires;
-};
-
-struct HeadscaleNode {
-  std::string id;
-  MachinePublic machine;
-  NodePublic node_key;
-  DiscoPublic disco_key;
-  std::vector<IpAddress> addresses;
-  std::string hostname;    // as the device calls itself
-  std::string name;        // the unique label in MagicDNS
-  std::string user;        // name; empty or a pseudo user for a tagged node
-  std::string key_id;      // of the pre-auth key it registered with; may be missing or of an earlier registration
-  std::string key_prefix;
-  bool online = false;
-  bool ephemeral = false;
-  std::vector<std::string> tags;
-  WallTime created;
-  std::optional<WallTime> expiry;  // absent: never
-  std::optional<WallTime> last_seen;
-};
-
-struct HeadscaleVersion {
-  std::string text;  // "0.29.3"
-  int major = 0, minor = 0, patch = 0;
-};
-
-// Reads "v0.29.3", "0.28.0-beta.1". nullopt: no release ("dev", a pseudo-version, anything else).
-std::optional<HeadscaleVersion> parse_headscale_version(std::string_view text);
-
-// The part of a pre-auth key's text that may be seen. Empty: not a key.
-std::string headscale_key_prefix(std::string_view text);
 
 class HeadscaleApi {
  public:

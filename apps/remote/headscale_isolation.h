@@ -15,24 +15,12 @@
 #include <vector>
 
 #include "remote/headscale_api.h"
+#include "remote/headscale_policy.h"
 
 namespace porthole::remote {
 
-// Names of Headscale users: an account's, and the proof's. Everybody else's users are left alone.
-constexpr std::string_view kAccountUserPrefix = "acct-";
-constexpr std::string_view kProofUserPrefix = "porthole-proof-";
-
-// The policy that is set where there is none: a device reaches the devices of its own user, nothing else.
-constexpr std::string_view kIsolatingPolicy =
-    R"({"acls": [{"action": "accept", "src": ["autogroup:member"], "dst": ["autogroup:self:*"]}]})";
-
 // nullopt: it can isolate. Otherwise the sentence why it cannot be used.
 std::optional<std::string> why_not_this_version(std::string_view version);
-
-// nullopt: this policy (HuJSON) lets devices of the service's accounts reach those of their own user and nothing else. Rules
-// between users that are named one by one, and are not the service's, are allowed. Otherwise what is wrong with it; what
-// is not understood counts as wrong.
-std::optional<std::string> why_not_this_policy(std::string_view text);
 
 struct IsolationProof {
   std::string version;

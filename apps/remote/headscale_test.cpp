@@ -63,6 +63,9 @@ TEST(HeadscalePolicies, OnlyThoseThatKeepAccountsApartPass) {
     auto why = why_not_this_policy(bad);
     EXPECT_TRUE(why.has_value()) << bad;
   }
+  // What is said about it goes to a terminal.
+  EXPECT_EQ(why_not_this_policy("{\"\\u001b[31m" + std::string(500, 'x') + "\": []}"),
+            "it has \" [31m" + std::string(195, 'x') + "...\", which can change who reaches whom");
 }
 
 TEST(HeadscaleKeys, ShowTheirPublicPart) {

@@ -8,15 +8,10 @@
 #include <stop_token>
 #include <string>
 
+#include "serve/enrolment_answer.h"
 #include "session/http_client.h"
 
 namespace porthole::serve {
-
-struct DeviceKey {
-  std::string key;
-  std::string expires;  // RFC 3339; empty: does not say
-  std::string coordination_url;
-};
 
 // The sentence names the service and its reason (the `detail` of its problem+json where it gives one).
 class EnrolmentError : public std::runtime_error {
