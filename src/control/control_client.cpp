@@ -31,10 +31,10 @@ Duration retry_after(std::string_view value, WallTime now, Rng& rng) {
   auto [end, error] = std::from_chars(value.data(), value.data() + value.size(), seconds);
   if (!value.empty() && error == std::errc() && end == value.data() + value.size()) {
     if (seconds > 0 && seconds <= 3600) wait = std::chrono::seconds(seconds);
-  } else if (auto date = ts2021::parse_http_date(value)) {
-    wait = *date - now;
+  } else if (auto date = ts2021::parse_http_date(value); date && *date > now && *date <= now + kRetryAfterMax) {
+    wait = *date - now;  // of centuries it would not fit
   }
-  if (wait <= Duration::zero() || wait > kRetryAfterMax) return rng.between(kRetryAfterLow, kRetryAfterHigh);
+  if (wait <= Duration::zero()) return rng.between(kRetryAfterLow, kRetryAfterHigh);
   return wait;
 }
 

@@ -1,6 +1,7 @@
 // How the client logs in, keeps its login, loses it and logs out.
 #include <gtest/gtest.h>
 
+#include "control/control_client_impl.h"
 #include "control/control_world_for_test.h"
 
 namespace porthole::control {
@@ -249,6 +250,19 @@ TEST_F(ControlClientTest, RegisterRateLimitIsHonoured) {
   register_status = 200;
   advance(std::chrono::seconds(10));
   EXPECT_EQ(client->state(), ControlState::kRunning);
+}
+
+TEST(RetryAfter, IsBelievedWithinAnHour) {
+  SeededRng rng(1);
+  const WallTime now = WallTime::from_unix_s(784'111'777);  // Sun, 06 Nov 1994 08:49:37 GMT
+  EXPECT_EQ(retry_after("3600", now, rng), 1h);
+  EXPECT_EQ(retry_after("Sun, 06 Nov 1994 09:49:37 GMT", now, rng), 1h);
+  for (std::string_view other :
+       {"", "0", "-1", "3601", "9223372036854775807", "9223372036854775808", "1 ", "Sun, 06 Nov 1994 08:49:37 GMT",
+        "Sun, 06 Nov 1994 09:49:38 GMT", "Fri, 01 Jan 1700 00:00:00 GMT", "Tue, 31 Dec 2261 23:59:60 GMT"}) {
+    const Duration wait = retry_after(other, now, rng);
+    EXPECT_TRUE(wait >= kRetryAfterLow && wait <= kRetryAfterHigh) << other;
+  }
 }
 
 TEST_F(ControlClientTest, ServerErrorsAreRetriedWithGrowingPauses) {
