@@ -9,7 +9,6 @@
 #include <cerrno>
 #include <cmath>
 #include <cstring>
-#include <ctime>
 #include <memory>
 
 #include "control/control_session.h"
@@ -21,6 +20,7 @@
 #include "runtime/sockaddr.h"
 #include "support/support.h"
 #include "ts2021/spec_constants.h"
+#include "ts2021/time_text.h"
 #include "wire/stun.h"
 
 namespace porthole::app {
@@ -272,13 +272,10 @@ class Doctor {
     return {head.status(), header("Server"), header("Location"), control::printable_line(body)};
   }
 
-  // Of an HTTP date (RFC 9110 section 5.6.7, the form that servers must send).
-  static std::optional<std::int64_t> skew_of(std::string_view date) {
-    std::tm tm{};
-    std::string text(date);
-    const char* end = ::strptime(text.c_str(), "%a, %d %b %Y %H:%M:%S GMT", &tm);
-    if (!end || *end) return std::nullopt;
-    return static_cast<std::int64_t>(::timegm(&tm)) - runtime::clock_now().wall.unix_s();
+  static std::optional<std::int64_t> skew_of(std::string_view http_date) {
+    auto date = ts2021::parse_http_date(http_date);
+    if (!date) return std::nullopt;
+    return date->unix_s() - runtime::clock_now().wall.unix_s();
   }
   static std::string skew_text(std::int64_t skew) {
     std::int64_t s = std::abs(skew);
