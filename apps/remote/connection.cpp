@@ -261,7 +261,7 @@ void Connection::handle_request(MutBytes rest) {
   if (auto relay = relay::answer_relay_request(head, server_.relay_->public_key())) {
     append(pending_.end(), relay->bytes);
     if (!relay->upgrade) {
-      if (close_when_sent_ || !parser_.body().empty()) phase_ = Phase::kClosing;
+      if (close_when_sent_ || relay->close || !parser_.body().empty()) phase_ = Phase::kClosing;
       return write();
     }
     relay_id_ = server_.relay_->on_connect(read_clock().now, remote_);

@@ -205,6 +205,10 @@ TEST_F(ServiceTest, FrontDoor) {
   EXPECT_EQ(http("HEAD", "/derp/probe").status, 200);
   EXPECT_EQ(http("GET", "/derp/latency-check").headers["Access-Control-Allow-Origin"], "*");
   EXPECT_EQ(http("GET", "/derp").status, 426);
+  const std::string closed = raw("GET /derp HTTP/1.1\r\nHost: x\r\n\r\n"
+                                 "GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+  EXPECT_NE(closed.find("HTTP/1.1 426"), std::string::npos);
+  EXPECT_EQ(closed.find("HTTP/1.1 200"), std::string::npos) << closed;  // it said that it closes
   EXPECT_EQ(http("GET", "/nothing").status, 404);
   EXPECT_EQ(http("GET", "/register/abc").status, 404);
   EXPECT_EQ(http("GET", "/ts2021").status, 405);

@@ -540,6 +540,23 @@ TEST(DerpLogin, PrecomputedKeysOfTheVectors) {
   }
 }
 
+TEST(DerpLogin, NumbersOfTheServerInfoAreWhatTheyAre) {
+  SeededRng rng(1);
+  auto relay_key = crypto::NodePrivate::generate(rng), node_key = crypto::NodePrivate::generate(rng);
+  auto box = crypto::BoxKey::make(node_key.reveal(), relay_key.public_key().bytes());
+  ASSERT_TRUE(box);
+  auto opened = [&](std::string_view json) {
+    ByteVector payload(crypto::BoxKey::kNonceSize), sealed(json.size() + crypto::BoxKey::kTagSize);
+    box->seal(payload, as_bytes(json), sealed);
+    append(payload, sealed);
+    return open_server_info(payload, *box).value();
+  };
+  EXPECT_EQ(opened(R"({"version":4294967298})").version, 4'294'967'298u);  // not 2
+  EXPECT_EQ(opened(R"({"version":18446744073709551615})").version, 18'446'744'073'709'551'615u);
+  for (std::string_view none : {"{}", R"({"version":-1})", R"({"version":"2"})", R"({"version":1e300})"})
+    EXPECT_EQ(opened(none).version, 0u) << none;
+}
+
 TEST(DerpLogin, ServerInfoOfRealRelaysOpens) {
   boost::json::value capture = load_capture("derp-sessions.json");
   const auto& keys = capture.at("keys");
@@ -564,7 +581,7 @@ TEST(DerpLogin, ServerInfoOfRealRelaysOpens) {
       } else if (header.is(frames::FrameType::kServerInfo)) {
         auto info = open_server_info(payload, *box);
         ASSERT_TRUE(info.ok());
-        EXPECT_EQ(info->version, 2);
+        EXPECT_EQ(info->version, 2u);
         EXPECT_EQ(info->bytes_per_second, 0u);
         ++opened;
       } else if (header.is(frames::FrameType::kRecvPacket)) {

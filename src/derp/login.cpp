@@ -37,7 +37,7 @@ Result<ServerInfo> open_server_info(Bytes payload, const crypto::BoxKey& box) {
   if (failed || !value.is_object()) return Error{ErrorCode::kProtocol, "the relay's login answer is not readable"};
   const boost::json::object& object = value.get_object();
   ServerInfo out;
-  out.version = static_cast<int>(positive(object, "version"));
+  out.version = positive(object, "version");
   out.bytes_per_second = positive(object, "TokenBucketBytesPerSecond");
   out.bytes_burst = positive(object, "TokenBucketBytesBurst");
   return out;

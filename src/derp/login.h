@@ -14,7 +14,7 @@ namespace porthole::derp {
 void encode_login(ByteVector& out, const NodePublic& key, const crypto::BoxKey& box, Bytes nonce24);
 
 struct ServerInfo {
-  int version = 0;
+  std::uint64_t version = 0;           // 0: not said
   std::uint64_t bytes_per_second = 0;  // 0: no limit
   std::uint64_t bytes_burst = 0;
 };

@@ -22,6 +22,13 @@ ByteVector head(int status, std::string_view reason, std::span<const wire::HttpH
   return out;
 }
 
+RelayHttpAnswer refuse(const wire::HttpHeadParser& request, int status, std::string_view reason, std::string_view text,
+                       std::span<const wire::HttpHeader> headers = {}) {
+  ByteVector bytes = wire::http_text_response(status, reason, text, headers);
+  if (request.method() == "HEAD") bytes.resize(bytes.size() - text.size());  // RFC 9110 section 9.3.2
+  return {std::move(bytes), false, true};
+}
+
 RelayHttpAnswer upgrade(const wire::HttpHeadParser& request, const NodePublic& relay_key) {
   std::string_view wanted = request.header("upgrade").value_or("");
   // Old clients say "websocket" and mean plain frames; those that mean it name the subprotocol.
@@ -29,23 +36,22 @@ RelayHttpAnswer upgrade(const wire::HttpHeadParser& request, const NodePublic& r
                       (wire::equal_ignore_case(wanted, "websocket") && !request.header_has_token("sec-websocket-protocol", "derp"));
   if (!plain_frames) {
     wire::HttpHeader upgrade_header[] = {{"Upgrade", "DERP"}};
-    return {wire::http_text_response(426, "Upgrade Required",
-                                     "This is a DERP relay. If a reverse proxy stands before it, it must pass the header \"Upgrade: DERP\" on.\n",
-                                     upgrade_header),
-            false};
+    return refuse(request, 426, "Upgrade Required",
+                  "This is a DERP relay. If a reverse proxy stands before it, it must pass the header \"Upgrade: DERP\" on.\n",
+                  upgrade_header);
   }
-  if (request.header("derp-fast-start") == "1") return {{}, true};
+  if (request.header("derp-fast-start") == "1") return {{}, true, false};
   std::string version = std::to_string(wire::derp::kProtocolVersion);
   std::string key = to_hex(relay_key.bytes());
   wire::HttpHeader headers[] = {{"Upgrade", "DERP"}, {"Connection", "Upgrade"}, {"Derp-Version", version}, {"Derp-Public-Key", key}};
-  return {head(101, "Switching Protocols", headers), true};
+  return {head(101, "Switching Protocols", headers), true, false};
 }
 
 RelayHttpAnswer probe(const wire::HttpHeadParser& request) {
   if (request.method() != "GET" && request.method() != "HEAD")
-    return {wire::http_text_response(405, "Method Not Allowed", "GET or HEAD only.\n"), false};
+    return refuse(request, 405, "Method Not Allowed", "GET or HEAD only.\n");
   wire::HttpHeader headers[] = {{"Access-Control-Allow-Origin", "*"}, {"Content-Length", "0"}};
-  return {head(200, "OK", headers), false};
+  return {head(200, "OK", headers), false, false};
 }
 
 RelayHttpAnswer no_content(const wire::HttpHeadParser& request) {
@@ -55,7 +61,7 @@ RelayHttpAnswer no_content(const wire::HttpHeadParser& request) {
     response = "response " + std::string(*challenge);
     headers.push_back({"X-Tailscale-Response", response});
   }
-  return {head(204, "No Content", headers), false};
+  return {head(204, "No Content", headers), false, false};
 }
 
 }  // namespace

@@ -47,7 +47,7 @@ Result<ClientLogin> open_client_info(Bytes payload, const crypto::NodePrivate& r
     } else if (v.is_null()) {
       continue;
     } else if (wire::equal_ignore_case(name, "version")) {
-      if (const std::int64_t* n = v.if_int64()) login.version = static_cast<int>(*n);
+      if (const std::int64_t* n = v.if_int64()) login.version = *n;
       else return refused("has a version that is no number");
     } else if (wire::equal_ignore_case(name, "CanAckPings") || wire::equal_ignore_case(name, "IsProber")) {
       const bool* b = v.if_bool();

@@ -16,7 +16,7 @@ namespace porthole::relay {
 
 struct ClientLogin {
   NodePublic key;
-  int version = 0;              // any value; 0 when absent
+  std::int64_t version = 0;     // any value; 0 when absent
   bool can_ack_pings = false;
   bool is_prober = false;
   std::string app_name;

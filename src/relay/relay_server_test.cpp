@@ -216,15 +216,17 @@ TEST(RelayServer, ClientInfoVariantsLogIn) {
 
 TEST(RelayServer, JsonOfTheLoginIsReadLikeTheFieldDoes) {
   auto relay = Raw::make_key(1), client = Raw::make_key(2);
-  auto accepted = [&](std::string_view json) {
+  auto opened = [&](std::string_view json) {
     auto box = crypto::BoxKey::make(client.reveal(), relay.public_key().bytes());
     ByteVector sealed(json.size() + 16), nonce(24), payload = to_vector(client.public_key().bytes());
     box->seal(nonce, as_bytes(json), sealed);
     append(payload, nonce);
     append(payload, sealed);
     std::optional<crypto::BoxKey> out;
-    return open_client_info(payload, relay, out).ok();
+    return open_client_info(payload, relay, out);
   };
+  auto accepted = [&](std::string_view json) { return opened(json).ok(); };
+  EXPECT_EQ(opened(R"({"version":4294967298})").value().version, 4'294'967'298);  // not 2
   for (const char* good : {"{}", R"({"Version":7,"canackpings":false})", R"({"version":null,"extra":{"a":[1]}})", R"({"IsProber":true,"AppName":"x"})"})
     EXPECT_TRUE(accepted(good)) << good;
   for (const char* bad : {"", "[]", "{", "2", R"({"version":"2"})", R"({"CanAckPings":1})", R"({"meshKey":""})", R"({"meshKey":null})",
@@ -499,6 +501,13 @@ TEST(RelayHttp, Paths) {
   EXPECT_TRUE(starts(ask("GET /derp HTTP/1.1\r\nUpgrade: websocket\r\nSec-WebSocket-Protocol: derp\r\n\r\n"), "HTTP/1.1 426"));
   EXPECT_TRUE(starts(ask("GET /derp HTTP/1.1\r\n\r\n"), "HTTP/1.1 426"));
   EXPECT_FALSE(ask("GET /derp HTTP/1.1\r\n\r\n")->upgrade);
+  EXPECT_TRUE(starts(ask("HEAD /derp HTTP/1.1\r\n\r\n"), "HTTP/1.1 426"));
+  EXPECT_TRUE(as_text(ask("HEAD /derp HTTP/1.1\r\n\r\n")->bytes).ends_with("\r\n\r\n"));
+  for (const char* request : {"GET /derp HTTP/1.1\r\n\r\n", "POST /derp/probe HTTP/1.1\r\n\r\n",
+                              "GET /derp/probe HTTP/1.1\r\n\r\n", "GET /generate_204 HTTP/1.1\r\n\r\n"}) {
+    auto answer = ask(request);
+    EXPECT_EQ(answer->close, as_text(answer->bytes).find("Connection: close") != std::string_view::npos) << request;
+  }
   EXPECT_FALSE(ask("GET / HTTP/1.1\r\n\r\n"));
   auto plain = ask("GET /generate_204 HTTP/1.1\r\n\r\n");
   EXPECT_TRUE(starts(plain, "HTTP/1.1 204"));
