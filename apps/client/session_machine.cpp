@@ -245,7 +245,8 @@ bool SessionMachine::page(std::uint64_t request, Listing& listing) {
   const pb::Envelope answer = take(request, pb::Envelope::kListResponse);
   const pb::ListResponse& r = answer.list_response();
   if (!listing.items.empty() && r.revision() != listing.revision) {
-    if (++listing.starts > kListStartsMax) throw ClientError(Failure::kFailed, "the library of " + where_ + " keeps changing; try again later");
+    if (++listing.starts > kListStartsMax)
+      throw ClientError(Failure::kFailed, "the library of " + where_ + " keeps changing; try again later");
     listing.items.clear();  // changed in between: from the start
     return false;
   }

@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <poll.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
@@ -85,10 +86,12 @@ TEST(Output, AnAnswerIsNeverCutShortUntilSomebodyStopsIt) {
   reader.join();
   EXPECT_EQ(text.find("dropped"), std::string::npos);
 
-  // What was said before the answer is stuck in a write by then, or is not yet.
+  // What was said before the answer fills the pipe, and its writer waits for the reader already.
   const int stop = ::eventfd(0, EFD_CLOEXEC);
   Pipe unread(stop);
   for (int i = 0; i < 100; ++i) unread.out->put(line(i), Output::Kind::kJson);
+  pollfd room{unread.fds[1], POLLOUT, 0};
+  while (::poll(&room, 1, 0) == 1) std::this_thread::yield();
   std::thread signal([&] {
     const std::uint64_t one = 1;
     EXPECT_EQ(::write(stop, &one, sizeof one), static_cast<ssize_t>(sizeof one));
